@@ -1,0 +1,65 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: the options that several modules share, and what the services need of them.
+
+Each group has a documentation fragment of the same name (``VCENTER`` - ``holdfast.backup.vcenter``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from ansible.module_utils.basic import env_fallback
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
+from ansible_collections.holdfast.backup.plugins.module_utils._module import OptionGroup
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Endpoint
+
+VCENTER = OptionGroup(
+    argument_spec={
+        "hostname": {"type": "str", "fallback": (env_fallback, ["VMWARE_HOST"])},
+        "username": {"type": "str", "aliases": ["user", "admin"], "fallback": (env_fallback, ["VMWARE_USER"])},
+        "password": {
+            "type": "str",
+            "aliases": ["pass", "pwd"],
+            "no_log": True,
+            "fallback": (env_fallback, ["VMWARE_PASSWORD"]),
+        },
+        "port": {"type": "int", "default": 443, "fallback": (env_fallback, ["VMWARE_PORT"])},
+        "validate_certs": {"type": "bool", "default": True, "fallback": (env_fallback, ["VMWARE_VALIDATE_CERTS"])},
+        "ca_path": {"type": "path", "fallback": (env_fallback, ["VMWARE_CA_PATH"])},
+        "proxy_host": {"type": "str", "fallback": (env_fallback, ["VMWARE_PROXY_HOST"])},
+        "proxy_port": {"type": "int", "fallback": (env_fallback, ["VMWARE_PROXY_PORT"])},
+    },
+)
+
+VM = OptionGroup(
+    argument_spec={
+        "name": {"type": "str"},
+        "folder": {"type": "str"},
+        "datacenter": {"type": "str"},
+        "uuid": {"type": "str"},
+        "use_instance_uuid": {"type": "bool", "default": False},
+        "moid": {"type": "str"},
+    },
+    mutually_exclusive=[("name", "uuid", "moid")],
+    required_one_of=[("name", "uuid", "moid")],
+)
+
+_NEEDED = {"hostname": "VMWARE_HOST", "username": "VMWARE_USER", "password": "VMWARE_PASSWORD"}
+
+
+def endpoint(params: Mapping[str, Any]) -> Endpoint:
+    """The endpoint that the options of :data:`VCENTER` describe; raises InvalidInput when one is missing."""
+    for option, variable in _NEEDED.items():
+        if not params[option]:
+            raise InvalidInput(
+                f"The option {option} is not set.", f"Give it to the task, or set the environment variable {variable}."
+            )
+    return Endpoint(**{option: params[option] for option in VCENTER.argument_spec})
+
+
+def vm_selection(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``inventory.find_vm`` from the options of :data:`VM`."""
+    return {option: params[option] for option in VM.argument_spec}

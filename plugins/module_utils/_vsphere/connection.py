@@ -1,0 +1,362 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: one session with a vCenter server or an ESXi host.
+
+The session costs three requests (RetrieveServiceContent, Login, Logout). It is logged out in
+every path, because orphan sessions live up to two hours and their number is limited. A session
+that expired is logged in again. A call is never repeated after its reply was lost, unless the
+caller says that it only reads (:meth:`Connection.read`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import socket
+import ssl
+from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPSConnection
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from xml.parsers.expat import ExpatError
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    AuthenticationFailed,
+    BackupError,
+    CertificateRejected,
+    ConnectionFailed,
+    InvalidInput,
+    MissingRequirement,
+    NotFound,
+    VsphereFault,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import (
+    SoapStubAdapter,
+    VmomiSupport,
+    require,
+    vim,
+    vmodl,
+)
+
+try:
+    import requests
+except ImportError:
+    requests = None
+
+# Every supported server (6.7 and later) understands this version; a newer one is chosen from its answer.
+FIRST_VERSION = "6.7"
+CONNECT_TIMEOUT = 30  # seconds
+READ_TIMEOUT = 300  # seconds; longer than any single call that we wait in
+IDLE_TIMEOUT = 30  # seconds; an older connection may have been closed by the server, so a new one is opened
+COOKIE = "vmware_soap_session"
+
+_DROPPED = (ConnectionError, HTTPException, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_UNREADABLE = (ExpatError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to log in. ``ca_path`` is a PEM file or a directory of them; unset means the system's store."""
+
+    hostname: str
+    username: str
+    password: str = field(repr=False)
+    port: int = 443
+    validate_certs: bool = True
+    ca_path: str | None = None
+    proxy_host: str | None = None
+    proxy_port: int | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{self.hostname}:{self.port}"
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """TLS settings for a connection to this endpoint; raises InvalidInput for an unusable ``ca_path``."""
+        if not self.validate_certs:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
+        is_directory = self.ca_path is not None and os.path.isdir(self.ca_path)
+        try:
+            return ssl.create_default_context(
+                cafile=None if is_directory else self.ca_path, capath=self.ca_path if is_directory else None
+            )
+        except OSError as error:
+            raise InvalidInput(
+                f"The certificates in {self.ca_path} cannot be read: {error}.",
+                "Give ca_path (or VMWARE_CA_PATH) a PEM file or a directory prepared by `openssl rehash`.",
+            ) from error
+
+    def http_session(self) -> Any:
+        """A requests.Session with this endpoint's certificates and proxy; the environment has no say in it."""
+        if requests is None:
+            raise MissingRequirement(
+                "The Python library requests is not installed.", "Install it: python -m pip install requests."
+            )
+        session = requests.Session()
+        # REQUESTS_CA_BUNDLE and the proxy variables would silently override what the task says.
+        session.trust_env = False
+        system = ssl.get_default_verify_paths()
+        session.verify = self.validate_certs and (self.ca_path or system.cafile or system.capath or True)
+        if self.proxy_host:
+            session.proxies = {"https": f"http://{self.proxy_host}:{self.proxy_port or 80}"}
+        return session
+
+
+class _Wire(HTTPSConnection):
+    """Connects under one time limit, talks under another, and hands on the certificate of the server."""
+
+    def __init__(self, *args: Any, on_certificate: Callable[[bytes], None], **kwargs: Any) -> None:
+        super().__init__(*args, timeout=CONNECT_TIMEOUT, **kwargs)
+        self._on_certificate = on_certificate
+
+    def connect(self) -> None:
+        super().connect()
+        self._on_certificate(self.sock.getpeercert(binary_form=True))
+        self.sock.settimeout(READ_TIMEOUT)
+
+
+class Connection:
+    """A logged-in session; use it in a ``with`` block.
+
+    ``content`` is the ServiceContent and ``stub`` the SOAP stub for making managed objects
+    (``vim.VirtualMachine(moid, c.stub)``). ``logins`` counts the sessions that it has had: what belongs to
+    a session (filters, views, the cookie) is lost when it grows.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.content: Any = None
+        self.stub: Any = None
+        self.logins = 0
+        self._certificate = b""
+
+    def __enter__(self) -> Connection:
+        require()
+        self.stub = self._make_stub()
+        with self._errors():
+            instance = vim.ServiceInstance("ServiceInstance", self.stub)
+            self.content = instance.RetrieveContent()
+            self.stub.ComputeVersionInfo(newest_version(self.about.apiVersion))
+            try:
+                self._login()
+            except BaseException:
+                self.stub.DropConnections()
+                raise
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        # Nothing that goes wrong here may hide how the work ended.
+        for _attempt in range(2):
+            try:
+                self.content.sessionManager.Logout()
+                break
+            except _DROPPED:
+                continue
+            except (OSError, vmodl.MethodFault, *_UNREADABLE):
+                break
+        self.stub.DropConnections()
+
+    @property
+    def about(self) -> vim.AboutInfo:
+        return self.content.about
+
+    @property
+    def is_vcenter(self) -> bool:
+        return self.about.apiType == "VirtualCenter"
+
+    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a pyVmomi method once; an expired session is renewed first.
+
+        :raises VsphereFault: the server refused; ``details["fault"]`` is the fault's type name
+        :raises NotFound: the managed object is gone
+        :raises ConnectionFailed: the reply was lost: the call may have happened or not
+        """
+        with self._errors():
+            return self._in_session(functools.partial(func, *args, **kwargs))
+
+    def read(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Like :meth:`call`, for methods without side effects: repeated once when the connection drops."""
+        request = functools.partial(func, *args, **kwargs)
+        with self._errors():
+            try:
+                return self._in_session(request)
+            except _DROPPED:
+                return self._in_session(request)
+
+    def retrieve(
+        self, objects: Iterable[Any], properties: Mapping[Any, Sequence[str]]
+    ) -> dict[Any, dict[str, Any]]:
+        """Read properties of several managed objects in one request (and one more per further page).
+
+        :param objects: managed objects, of any mix of types
+        :param properties: managed type -> property paths
+        :returns: object -> {path: value}; an unset or unreadable property is a missing key
+        """
+        specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=obj) for obj in objects]
+        return self.collect(specs, properties)
+
+    def collect(self, object_specs: list[Any], properties: Mapping[Any, Sequence[str]]) -> dict[Any, dict[str, Any]]:
+        """Like :meth:`retrieve`, from prepared ObjectSpecs (with traversals)."""
+        collector = self.content.propertyCollector
+        spec = vmodl.query.PropertyCollector.FilterSpec(
+            objectSet=object_specs,
+            propSet=[
+                vmodl.query.PropertyCollector.PropertySpec(type=kind, pathSet=list(paths))
+                for kind, paths in properties.items()
+            ],
+        )
+        found: dict[Any, dict[str, Any]] = {}
+        page = self.read(
+            collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions()
+        ) if object_specs else None
+        while page is not None:
+            for entry in page.objects:
+                found.setdefault(entry.obj, {}).update({prop.name: prop.val for prop in entry.propSet})
+            page = self.read(collector.ContinueRetrievePropertiesEx, page.token) if page.token else None
+        return found
+
+    def thumbprint(self) -> str:
+        """SHA-1 of the server's leaf certificate as this connection saw it, like ``AA:BB:...``."""
+        digest = hashlib.sha1(self._certificate, usedforsecurity=False).hexdigest().upper()
+        return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+
+    def soap_cookie(self) -> str:
+        """``name=value`` of the session cookie. It is a secret."""
+        return self.stub.cookie.split(";", 1)[0]
+
+    def http(self) -> Any:
+        """A requests.Session inside this session, for the datastore browser (``/folder``)."""
+        session = self.endpoint.http_session()
+        session.headers["Cookie"] = self.soap_cookie()
+        return session
+
+    def _make_stub(self) -> Any:
+        stub = SoapStubAdapter(
+            host=self.endpoint.hostname,
+            port=self.endpoint.port,
+            path="/sdk",
+            version=newest_version(FIRST_VERSION),
+            sslContext=self.endpoint.ssl_context(),
+            httpProxyHost=self.endpoint.proxy_host,
+            httpProxyPort=self.endpoint.proxy_port or 80,
+            connectionPoolTimeout=IDLE_TIMEOUT,
+        )
+        stub.scheme = functools.partial(_Wire, on_certificate=self._keep_certificate)
+        return stub
+
+    def _keep_certificate(self, certificate: bytes) -> None:
+        self._certificate = certificate
+
+    def _login(self) -> None:
+        self.stub.SetSessionId(None)
+        self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
+        self.logins += 1
+
+    def _in_session(self, request: Callable[[], Any]) -> Any:
+        try:
+            return request()
+        except vim.fault.NotAuthenticated:
+            # The server did nothing, so any call may be repeated.
+            self._login()
+            return request()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except vmodl.MethodFault as fault:
+            raise _from_fault(fault, self.endpoint) from fault
+        except (OSError, HTTPException, *_UNREADABLE) as error:
+            raise _from_wire(error, self.endpoint) from error
+
+
+def newest_version(api_version: str) -> str:
+    """The newest API version of pyVmomi (its internal name) that a server of ``api_version`` understands."""
+    wanted = _numbers(api_version)
+    known = {
+        numbers: name
+        for name, identifier in VmomiSupport.versionIdMap.items()
+        if name.startswith("vim.version.") and (numbers := _numbers(identifier))
+    }
+    usable = [numbers for numbers in known if numbers <= wanted]
+    if not usable:
+        raise ConnectionFailed(
+            f"The server speaks version {api_version} of the vSphere API, which pyVmomi does not know.",
+            "Use a server of version 6.7 or later, or another version of pyVmomi.",
+        )
+    return known[max(usable)]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    if not all(part.isdigit() for part in parts):
+        return ()
+    return tuple(int(part) for part in [*parts, "0", "0", "0"][:4])
+
+
+def fault_name(fault: Any) -> str:
+    """``FileFault`` for a pyVmomi fault of type ``vim.fault.FileFault``."""
+    return type(fault).__name__.rsplit(".", 1)[-1]
+
+
+def fault_text(fault: Any) -> str:
+    """The server's own words on a fault, with its messages; the type's name when it has none."""
+    messages = [fault.msg, *(message.message for message in fault.faultMessage or ())]
+    words = [text.strip().rstrip(".") for text in messages if text and text.strip()]
+    return "; ".join(dict.fromkeys(words)) or fault_name(fault)
+
+
+def _from_fault(fault: Any, endpoint: Endpoint) -> BackupError:
+    name = fault_name(fault)
+    if isinstance(fault, vim.fault.InvalidLogin):
+        return AuthenticationFailed(
+            f"{endpoint.address} refused the user name or password of {endpoint.username}.",
+            "Check username and password (or VMWARE_USER and VMWARE_PASSWORD); a locked account looks the same.",
+            fault=name,
+        )
+    if isinstance(fault, vmodl.fault.ManagedObjectNotFound):
+        moid = fault.obj._GetMoId() if fault.obj is not None else None
+        return NotFound(
+            f"The object {moid or ''} does not exist on {endpoint.address} (any more).".replace("  ", " "),
+            "Check the ID; it may have been removed in the meantime.",
+            fault=name,
+            moid=moid,
+        )
+    if isinstance(fault, vim.fault.NoPermission) and fault.privilegeId:
+        moid = fault.object._GetMoId() if fault.object is not None else "the object"
+        return VsphereFault(
+            f"{endpoint.username} lacks the privilege {fault.privilegeId} on {moid}.",
+            "Grant it by a role on that object or above it.",
+            fault=name,
+            privilege=fault.privilegeId,
+        )
+    return VsphereFault(f"{endpoint.address} refused the call: {fault_text(fault)} ({name}).", fault=name)
+
+
+def _from_wire(error: Exception, endpoint: Endpoint) -> BackupError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return CertificateRejected(
+            f"The certificate of {endpoint.address} is not trusted: {error.verify_message}.",
+            "Give ca_path (or VMWARE_CA_PATH) the CA that signed it, and hostname a name that it contains; "
+            "validate_certs=false switches the check off.",
+        )
+    way = f"{endpoint.address} by the proxy {endpoint.proxy_host}" if endpoint.proxy_host else endpoint.address
+    if isinstance(error, socket.gaierror):
+        cause, step = f"the name cannot be resolved ({error.strerror})", "Check hostname and the DNS of the proxy host."
+    elif isinstance(error, socket.timeout):
+        cause, step = "no answer in time", "Check that the port is open from here and that the server is up."
+    elif isinstance(error, ConnectionRefusedError):
+        cause, step = "connection refused", "Check hostname and port, and that the server is up."
+    elif isinstance(error, ssl.SSLError):
+        cause, step = f"TLS failed ({error.reason or error})", "Check that the port is the server's HTTPS port."
+    elif isinstance(error, _UNREADABLE):
+        cause, step = "the answer is no SOAP message", "Check that hostname and port are those of a vCenter or ESXi."
+    else:
+        cause, step = str(error) or type(error).__name__, "Check the network and the server, then run the task again."
+    return ConnectionFailed(f"The connection to {way} failed: {cause}.", step)

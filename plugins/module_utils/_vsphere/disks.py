@@ -1,0 +1,152 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: the virtual disks of a VM or of a snapshot's configuration.
+
+Pure over pyVmomi's device objects. The backing UUID is the identity of a disk: it survives a move to
+another controller (which changes the key) and to another datastore (which changes the path).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Iterable
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One virtual disk.
+
+    ``capacity`` is in bytes; ``controller`` is like ``scsi0:1``. ``reason`` says why the disk is not
+    ``protected`` (a snapshot does not hold its content), or what to know about a protected one.
+    """
+
+    key: int
+    label: str
+    backing_uuid: str | None
+    capacity: int
+    path: str
+    change_id: str | None
+    controller: str
+    mode: str | None
+    backing: str
+    thin: bool | None
+    sharing: str | None
+    protected: bool
+    reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape that all results use."""
+        return asdict(self)
+
+
+def from_devices(devices: Iterable[Any]) -> list[Disk]:
+    """The disks among a VM's or a snapshot's ``config.hardware.device``, in the order of their keys."""
+    devices = list(devices)
+    controllers = {device.key: device for device in devices if isinstance(device, vim.vm.device.VirtualController)}
+    disks = (device for device in devices if isinstance(device, vim.vm.device.VirtualDisk))
+    return sorted((_disk(disk, controllers.get(disk.controllerKey)) for disk in disks), key=lambda disk: disk.key)
+
+
+def pick(disks: Iterable[Disk], selector: int | str) -> Disk:
+    """The disk with this key, label or backing UUID.
+
+    :raises NotFound: none fits; the message lists what there is
+    :raises Ambiguous: a label fits several
+    """
+    disks = list(disks)
+    wanted = str(selector).lower()
+    found = [disk for disk in disks if wanted in (str(disk.key), disk.label.lower(), (disk.backing_uuid or "").lower())]
+    if not found:
+        there = ", ".join(f"{disk.label} (key {disk.key}, {disk.backing_uuid})" for disk in disks) or "none"
+        raise NotFound(f"There is no disk {selector}.", f"The disks are: {there}.")
+    if len(found) > 1:
+        raise Ambiguous(
+            f"{len(found)} disks fit {selector}.",
+            "Say which by key or backing UUID.",
+            candidates=[{"key": disk.key, "label": disk.label, "backing_uuid": disk.backing_uuid} for disk in found],
+        )
+    return found[0]
+
+
+def _disk(device: Any, controller: Any) -> Disk:
+    backing = device.backing
+    kind = _backing_kind(backing)
+    obstacle = _obstacle(backing, kind, controller)
+    return Disk(
+        key=device.key,
+        label=device.deviceInfo.label if device.deviceInfo else f"disk {device.key}",
+        backing_uuid=getattr(backing, "uuid", None) or None,
+        capacity=device.capacityInBytes or device.capacityInKB * 1024,
+        path=getattr(backing, "fileName", None) or "",
+        change_id=getattr(backing, "changeId", None) or None,
+        controller=_slot(device, controller),
+        mode=getattr(backing, "diskMode", None) or None,
+        backing=kind,
+        thin=getattr(backing, "thinProvisioned", None),
+        sharing=getattr(backing, "sharing", None) or None,
+        protected=obstacle is None,
+        reason=obstacle or _remark(kind),
+    )
+
+
+def _backing_kind(backing: Any) -> str:
+    disk = vim.vm.device.VirtualDisk
+    if isinstance(backing, disk.RawDiskMappingVer1BackingInfo):
+        return "rdm_physical" if backing.compatibilityMode == "physicalMode" else "rdm_virtual"
+    kinds = {
+        disk.FlatVer2BackingInfo: "flat_v2",
+        disk.SeSparseBackingInfo: "sesparse",
+        disk.SparseVer2BackingInfo: "sparse_v2",
+        disk.FlatVer1BackingInfo: "flat_v1",
+        disk.SparseVer1BackingInfo: "sparse_v1",
+        disk.RawDiskVer2BackingInfo: "raw_disk",
+        disk.PartitionedRawDiskVer2BackingInfo: "raw_partition",
+        disk.LocalPMemBackingInfo: "pmem",
+    }
+    # The most derived class counts: a partitioned raw disk is a raw disk too.
+    return next((kinds[cls] for cls in type(backing).__mro__ if cls in kinds), "unknown")
+
+
+def _obstacle(backing: Any, kind: str, controller: Any) -> str | None:
+    """Why a snapshot does not hold this disk's content, or None."""
+    if kind == "rdm_physical":
+        return "raw device in physical compatibility mode: snapshots leave it out"
+    if kind in ("raw_disk", "raw_partition", "pmem"):
+        return f"backing of kind {kind}: snapshots leave it out"
+    if kind == "unknown":
+        return f"backing of an unknown kind ({type(backing).__name__.rsplit('.', 1)[-1]})"
+    mode = getattr(backing, "diskMode", None)
+    if mode in ("independent_persistent", "independent_nonpersistent"):
+        return f"independent disk (mode {mode}): snapshots leave it out"
+    if mode not in (None, "persistent"):
+        return f"mode {mode}: its changes are not kept as those of a persistent disk are"
+    if getattr(backing, "sharing", None) not in (None, "", "sharingNone"):
+        return f"shared between virtual machines ({backing.sharing}): it cannot be in a snapshot"
+    shared_bus = getattr(controller, "sharedBus", None)
+    if shared_bus not in (None, "noSharing"):
+        return f"on a controller with SCSI bus sharing ({shared_bus}): it cannot be in a snapshot"
+    return None
+
+
+def _remark(kind: str) -> str | None:
+    if kind == "rdm_virtual":
+        return "raw device in virtual compatibility mode: it is restored as an ordinary disk"
+    return None
+
+
+def _slot(device: Any, controller: Any) -> str:
+    if controller is None:
+        return f"unknown:{device.unitNumber}"
+    kinds = {
+        vim.vm.device.VirtualSCSIController: "scsi",
+        vim.vm.device.VirtualSATAController: "sata",
+        vim.vm.device.VirtualNVMEController: "nvme",
+        vim.vm.device.VirtualIDEController: "ide",
+    }
+    kind = next((name for cls, name in kinds.items() if isinstance(controller, cls)), "unknown")
+    return f"{kind}{controller.busNumber}:{device.unitNumber}"

@@ -1,0 +1,191 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: finding one virtual machine without reading the inventory.
+
+Requests: one by ``moid``, two by ``uuid`` or by name and absolute folder, three by name and relative
+folder (one more for each further datacenter), two by name alone (names only, whatever the number of VMs).
+
+vCenter stores the characters ``/``, backslash and ``%`` in names as ``%2f``, ``%5c`` and ``%25``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Sequence
+from urllib.parse import unquote
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
+
+IDENTITY = ("name", "config.instanceUuid")
+
+
+def find_vm(
+    c: Connection,
+    *,
+    name: str | None = None,
+    folder: str | None = None,
+    datacenter: str | None = None,
+    uuid: str | None = None,
+    use_instance_uuid: bool = False,
+    moid: str | None = None,
+    properties: Sequence[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """Find one VM or template and read its properties.
+
+    :param name: its name, as shown or as stored (escaped)
+    :param folder: the path of its folder: ``/dc/vm/a/b``, or ``a/b`` below each datacenter's VM folder
+    :param datacenter: the name (or path) of its datacenter, to narrow a search by name
+    :param uuid: its BIOS UUID, or its instance UUID with ``use_instance_uuid``
+    :param moid: its managed object ID
+    :param properties: property paths to read beside :data:`IDENTITY`
+    :returns: the managed object and {path: value}; an unset property is a missing key
+    :raises NotFound: no VM fits
+    :raises Ambiguous: several fit; ``details["candidates"]`` lists {name, moid, path}
+    """
+    if moid:
+        vm = vim.VirtualMachine(moid, c.stub)
+    elif uuid:
+        by = "instance UUID" if use_instance_uuid else "BIOS UUID"
+        found = c.read(c.content.searchIndex.FindAllByUuid, None, uuid, True, use_instance_uuid)
+        vm = _only(c, found, f"with the {by} {uuid}")
+    elif name:
+        found = _in_folder(c, name, folder, datacenter) if folder else _anywhere(c, name, datacenter)
+        where = f" in the folder {folder}" if folder else ""
+        where += f" of the datacenter {datacenter}" if datacenter else ""
+        vm = _only(c, found, f"named {name}{where}")
+    else:
+        raise InvalidInput("No virtual machine was named.", "Give one of name, uuid and moid.")
+    wanted = {vim.VirtualMachine: [*dict.fromkeys((*IDENTITY, *properties))]}
+    read = c.retrieve([vm], wanted)
+    if vm not in read:
+        raise NotFound(f"The virtual machine {vm._GetMoId()} cannot be read.", "Check the role of the user on it.")
+    return vm, read[vm]
+
+
+def vm_dict(vm: Any, properties: dict[str, Any]) -> dict[str, Any]:
+    """``{name, moid, instance_uuid}``, which every result carries; from what :func:`find_vm` returned."""
+    return {
+        "name": unescape(properties["name"]),
+        "moid": vm._GetMoId(),
+        "instance_uuid": properties.get("config.instanceUuid"),
+    }
+
+
+def unescape(name: str) -> str:
+    """A name as people see it."""
+    return unquote(name)
+
+
+def escape(name: str) -> str:
+    """A name as vCenter stores it."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+
+
+def same_name(stored: str, given: str) -> bool:
+    """Whether a stored name is the given one, which may be written as shown or as stored."""
+    return given in (stored, unescape(stored))
+
+
+def paths(c: Connection, entities: Iterable[Any]) -> dict[Any, str]:
+    """Inventory paths (``/dc/vm/folder/name``, names as stored) of managed entities, in one request."""
+    entities = list(entities)
+    upwards = [
+        _traverse("up", vim.ManagedEntity, "parent", "up"),
+        _traverse("vapp", vim.VirtualMachine, "parentVApp", "up"),
+    ]
+    specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=entity, selectSet=upwards) for entity in entities]
+    read = c.collect(specs, {vim.ManagedEntity: ["name", "parent"], vim.VirtualMachine: ["parentVApp"]})
+    return {entity: _path(entity, read) for entity in entities}
+
+
+def _path(entity: Any, read: dict[Any, dict[str, Any]]) -> str:
+    names = []
+    while entity in read:
+        parent = read[entity].get("parent") or read[entity].get("parentVApp")
+        if parent is None and names:  # the root folder has no name in paths
+            break
+        names.append(read[entity]["name"])
+        entity = parent
+    return "/" + "/".join(reversed(names))
+
+
+def _only(c: Connection, found: Sequence[Any], described: str) -> Any:
+    if not found:
+        raise NotFound(
+            f"There is no virtual machine {described} on {c.endpoint.address}.",
+            "Check the spelling, and that the user may see it.",
+        )
+    if len(found) > 1:
+        where = paths(c, found)
+        candidates = [
+            {"name": unescape(path.rsplit("/", 1)[-1]), "moid": vm._GetMoId(), "path": path}
+            for vm, path in sorted(where.items(), key=lambda item: (item[1], item[0]._GetMoId()))
+        ]
+        listed = ", ".join(f"{candidate['path']} ({candidate['moid']})" for candidate in candidates)
+        raise Ambiguous(
+            f"There are {len(found)} virtual machines {described}: {listed}.",
+            "Say which by moid, folder or datacenter.",
+            candidates=candidates,
+        )
+    return found[0]
+
+
+def _in_folder(c: Connection, name: str, folder: str, datacenter: str | None) -> list[Any]:
+    if folder.startswith("/"):
+        parents = [folder.strip("/")]
+    else:
+        parents = [f"{path}/vm/{folder.strip('/')}" for path in _datacenters(c, datacenter)]
+    names = dict.fromkeys((escape(name), name) if "/" not in name else (escape(name),))
+    for spelling in names:
+        found = [c.read(c.content.searchIndex.FindByInventoryPath, f"{parent}/{spelling}") for parent in parents]
+        found = [vm for vm in found if isinstance(vm, vim.VirtualMachine)]
+        if found:
+            return found
+    return []
+
+
+def _datacenters(c: Connection, wanted: str | None) -> list[str]:
+    """Inventory paths of the datacenters, without a leading slash: all of them or those that ``wanted`` names."""
+    root = vmodl.query.PropertyCollector.ObjectSpec(
+        obj=c.content.rootFolder, selectSet=[_traverse("folders", vim.Folder, "childEntity", "folders")]
+    )
+    read = c.collect([root], {vim.Folder: ["name", "parent"], vim.Datacenter: ["name", "parent"]})
+    found = [_path(entity, read).strip("/") for entity in read if isinstance(entity, vim.Datacenter)]
+    if wanted is None:
+        return found
+    wanted = wanted.strip("/")
+    matching = [path for path in found if path == wanted or same_name(path.rsplit("/", 1)[-1], wanted)]
+    if not matching:
+        raise NotFound(
+            f"There is no datacenter {wanted} on {c.endpoint.address}.",
+            f"It has {', '.join(sorted(found)) or 'none that this user may see'}.",
+        )
+    return matching
+
+
+def _anywhere(c: Connection, name: str, datacenter: str | None) -> list[Any]:
+    start = [c.content.rootFolder]
+    if datacenter:
+        lookups = [c.content.searchIndex.FindByInventoryPath(path) for path in _datacenters(c, datacenter)]
+        start = [found for found in lookups if found is not None]
+    downwards = [
+        _traverse("folder", vim.Folder, "childEntity", "folder", "datacenter", "vapp", "vapps"),
+        _traverse("datacenter", vim.Datacenter, "vmFolder", "folder"),
+        _traverse("vapp", vim.VirtualApp, "vm"),
+        _traverse("vapps", vim.VirtualApp, "resourcePool", "vapp", "vapps"),
+    ]
+    specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=obj, selectSet=downwards) for obj in start]
+    read = c.collect(specs, {vim.VirtualMachine: ["name"]})
+    return [vm for vm, props in read.items() if same_name(props.get("name", ""), name)]
+
+
+def _traverse(spec_name: str, kind: Any, path: str, *then: str) -> Any:
+    return vmodl.query.PropertyCollector.TraversalSpec(
+        name=spec_name,
+        type=kind,
+        path=path,
+        selectSet=[vmodl.query.PropertyCollector.SelectionSpec(name=following) for following in then],
+    )

@@ -1,0 +1,35 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: the one guarded import of pyVmomi.
+
+Everything in ``_vsphere`` takes ``vim`` and ``vmodl`` from here, so that the collection can be
+imported (documentation, sanity tests) without the library. :func:`require` is called when a
+connection is opened; nothing else has to check.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import MissingRequirement
+
+try:
+    from pyVmomi import SoapStubAdapter, VmomiSupport, vim, vmodl
+
+    _MISSING = None
+except ImportError as error:
+    SoapStubAdapter = VmomiSupport = vim = vmodl = None
+    _MISSING = str(error)
+
+__all__ = ["SoapStubAdapter", "VmomiSupport", "require", "vim", "vmodl"]
+
+
+def require() -> None:
+    """Raise MissingRequirement when pyVmomi cannot be imported."""
+    if _MISSING is not None:
+        raise MissingRequirement(
+            f"The Python library pyVmomi cannot be imported by {sys.executable}: {_MISSING}.",
+            "Install it there: python -m pip install pyvmomi.",
+        )

@@ -1,0 +1,166 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: waiting for vSphere tasks without polling.
+
+The server answers WaitForUpdatesEx when something changed, so the end of a task is noticed at
+once and a long task costs one request in :data:`SLICE` seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any, Callable, Sequence
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    NotFound,
+    TaskFailed,
+    TimedOut,
+    VsphereFault,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import (
+    Connection,
+    fault_name,
+    fault_text,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
+
+SLICE = 60  # seconds that one WaitForUpdatesEx may take; far below the connection's read time limit
+CANCEL_GRACE = 30  # seconds that a cancelled task has to end
+
+_PATHS = ["info.state", "info.progress", "info.result", "info.error", "info.cancelable", "info.descriptionId"]
+
+
+def wait(
+    c: Connection,
+    task: Any,
+    *,
+    timeout: float,
+    on_progress: Callable[[int | None], None] | None = None,
+    on_timeout: str = "leave",
+) -> Any:
+    """Wait for one task and return its result.
+
+    :param timeout: seconds
+    :param on_progress: called with the percentage (None when the server gives none) when it changes
+    :param on_timeout: ``leave`` the task running, or ``cancel`` it
+    :raises TaskFailed: ``details``: fault (its type), task (its moid)
+    :raises TimedOut: ``details``: task, task_state (``running``, ``cancelled``, ...)
+    """
+    return wait_all(c, [task], timeout=timeout, on_progress=on_progress, on_timeout=on_timeout)[0]
+
+
+def wait_all(
+    c: Connection,
+    tasks: Sequence[Any],
+    *,
+    timeout: float,
+    on_progress: Callable[[int | None], None] | None = None,
+    on_timeout: str = "leave",
+) -> list[Any]:
+    """Like :func:`wait` for several tasks at once; returns their results in the same order.
+
+    The first failed task is raised, after all of them have ended.
+    """
+    infos: dict[Any, dict[str, Any]] = {task: {} for task in tasks}
+    if not _follow(c, infos, timeout, on_progress):
+        _give_up(c, infos, timeout, on_timeout)
+    for task in tasks:
+        if infos[task]["info.state"] != vim.TaskInfo.State.success:
+            raise _failure(task, infos[task])
+    return [infos[task].get("info.result") for task in tasks]
+
+
+def _follow(
+    c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on_progress: Callable[[int | None], None] | None
+) -> bool:
+    """Keep ``infos`` up to date until all tasks ended (True) or the time is over (False)."""
+    deadline = time.monotonic() + timeout
+    watch = _Watch(c, list(infos))
+    reported = None
+    while not all(_ended(info) for info in infos.values()) and (left := deadline - time.monotonic()) > 0:
+        watch.update(infos, left)
+        progress = next(iter(infos.values())).get("info.progress")
+        if on_progress is not None and progress != reported:
+            on_progress(progress)
+            reported = progress
+    watch.close()
+    return all(_ended(info) for info in infos.values())
+
+
+class _Watch:
+    """A filter of the property collector over some tasks.
+
+    A filter lives in its session. When the session is renewed in mid-wait, the old filter is gone and
+    WaitForUpdatesEx would wait for nothing, so every expiry makes a new filter and starts over.
+    """
+
+    def __init__(self, c: Connection, tasks: list[Any]) -> None:
+        self._c = c
+        self._spec = vmodl.query.PropertyCollector.FilterSpec(
+            objectSet=[vmodl.query.PropertyCollector.ObjectSpec(obj=task) for task in tasks],
+            propSet=[vmodl.query.PropertyCollector.PropertySpec(type=vim.Task, pathSet=_PATHS)],
+        )
+        self._open()
+
+    def _open(self) -> None:
+        self._filter = self._c.read(self._c.content.propertyCollector.CreateFilter, self._spec, True)
+        self._session = self._c.logins
+        self._version = ""
+
+    def update(self, infos: dict[Any, dict[str, Any]], seconds: float) -> None:
+        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, round(min(seconds, SLICE))))
+        updates = self._c.read(self._c.content.propertyCollector.WaitForUpdatesEx, self._version, options)
+        if self._c.logins != self._session:
+            self._open()
+        elif updates is not None:
+            self._version = updates.version
+            for changed in (one for filters in updates.filterSet for one in filters.objectSet):
+                if changed.obj in infos:
+                    infos[changed.obj].update({change.name: change.val for change in changed.changeSet})
+
+    def close(self) -> None:
+        """Forget the filter; where an error cuts the wait short, it ends with the session."""
+        with contextlib.suppress(NotFound, VsphereFault):
+            self._c.call(self._filter.DestroyPropertyFilter)
+
+
+def _ended(info: dict[str, Any]) -> bool:
+    return info.get("info.state") in (vim.TaskInfo.State.success, vim.TaskInfo.State.error)
+
+
+def _give_up(c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on_timeout: str) -> None:
+    """Cancel the tasks if wished, and raise TimedOut unless all of them ended well meanwhile."""
+    late = {task: info for task, info in infos.items() if not _ended(info)}
+    if on_timeout == "cancel":
+        for task in late:
+            with contextlib.suppress(VsphereFault):  # not cancelable, or ended just now: the state tells
+                c.call(task.CancelTask)
+        _follow(c, late, CANCEL_GRACE, None)
+        if all(info.get("info.state") == vim.TaskInfo.State.success for info in late.values()):
+            return
+    task, info = next(iter(late.items()))
+    moid = task._GetMoId()
+    state = "cancelled" if _ended(info) else str(info.get("info.state") or "unknown")
+    outcome = "It was cancelled" if state == "cancelled" else f"It goes on in vSphere (state {state})"
+    raise TimedOut(
+        f"The task {_title(info)} ({moid}) did not end within {timeout:g} seconds. {outcome}.",
+        "Give a longer timeout.",
+        task=moid,
+        task_state=state,
+    )
+
+
+def _title(info: dict[str, Any]) -> str:
+    return info.get("info.descriptionId") or "of unknown kind"
+
+
+def _failure(task: Any, info: dict[str, Any]) -> TaskFailed:
+    fault = info.get("info.error")
+    name = fault_name(fault) if fault is not None else "unknown"
+    text = fault_text(fault) if fault is not None else "no cause given"
+    return TaskFailed(
+        f"The task {_title(info)} ({task._GetMoId()}) failed: {text} ({name}).", fault=name, task=task._GetMoId()
+    )
