@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, VsphereFault
 
@@ -62,12 +62,12 @@ class Since:
     :param parent: path of the image that an incremental one would be laid over
     """
 
-    change_id: Optional[str] = None
-    capacity: Optional[int] = None
-    backing_uuid: Optional[str] = None
-    reason: Optional[str] = None
-    parent: Optional[str] = None
-    parent_id: Optional[str] = None
+    change_id: str | None = None
+    capacity: int | None = None
+    backing_uuid: str | None = None
+    reason: str | None = None
+    parent: str | None = None
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Decision:
     """
 
     kind: str
-    reason: Optional[str] = None
-    areas: Optional[list[Area]] = None
-    warning: Optional[str] = None
+    reason: str | None = None
+    areas: list[Area] | None = None
+    warning: str | None = None
 
 
 # Hosts whose answers miss changes: version prefix, first good build (None: there is none), source.
@@ -105,7 +105,7 @@ def parse_change_id(text: str) -> ChangeId:
     return ChangeId(match[1], int(match[2]))
 
 
-def bad_build(host: Host) -> Optional[str]:
+def bad_build(host: Host) -> str | None:
     """The source that says that this host's changed areas are wrong, or None."""
     build = int(host.build) if host.build.isdigit() else 0
     for prefix, first_good, source in BAD_BUILDS:
@@ -138,7 +138,7 @@ def page_through(query: Callable[[int], Page], capacity: int) -> list[Area]:
     raise NeedsFull(f"{MAX_PAGES} answers covered only {offset} of {capacity} bytes")
 
 
-def full_reason(disk: Any, since: Optional[Since], host: Optional[Host]) -> Optional[str]:
+def full_reason(disk: Any, since: Since | None, host: Host | None) -> str | None:
     """Why the server need not even be asked, or None.
 
     :param disk: the disk in the snapshot (a Disk of this room's ``disks``)
@@ -164,10 +164,10 @@ def full_reason(disk: Any, since: Optional[Since], host: Optional[Host]) -> Opti
 
 def decide(
     disk: Any,
-    since: Optional[Since],
+    since: Since | None,
     query: Callable[[int, int, str], Page],
     normalise: Callable[[Sequence[Area], int, int], list[Area]],
-    host: Optional[Host] = None,
+    host: Host | None = None,
 ) -> Decision:
     """Decide how one disk is copied, asking the server only when the answer could be used.
 
@@ -184,13 +184,9 @@ def decide(
     try:
         found = page_through(lambda offset: query(disk.key, offset, change_id), disk.capacity)
         areas = normalise(found, disk.capacity, SECTOR)
-    except NeedsFull as error:
-        return Decision("full", f"the changed areas cannot be trusted: {error.message}")
-    except InvalidInput as error:
+    except (NeedsFull, InvalidInput) as error:
         return Decision("full", f"the changed areas cannot be trusted: {error.message}")
     except VsphereFault as error:
-        if error.details.get("fault") == "ManagedObjectNotFound":
-            raise
         return Decision("full", f"the query for changed areas failed: {error.message}")
     if change_id == ALLOCATED:
         return Decision("full", "asked for all areas in use (change ID *)", areas, _ALLOCATED_NOTE.format(disk.label))
@@ -208,7 +204,7 @@ _WHOLE_NOTE = (
 )
 
 
-def _broken_sequence(before: str, now: str) -> Optional[str]:
+def _broken_sequence(before: str, now: str) -> str | None:
     """Why the two change IDs are not two moments of one uninterrupted tracking, or None."""
     try:
         old, new = parse_change_id(before), parse_change_id(now)

@@ -8,12 +8,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import ConnectionFailed, InvalidInput, VsphereFault
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    ConnectionFailed,
+    InvalidInput,
+    NotFound,
+    VsphereFault,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas as subject
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Host, Page, Since
-from hypothesis import given
-from hypothesis import strategies as st
 
 KIB = 1024
 CAPACITY = 1 << 20
@@ -165,7 +171,7 @@ def test_a_fault_is_a_full_copy(name):
     assert (decision.kind, decision.reason) == ("full", f"the query for changed areas failed: {name}: no")
 
 
-@pytest.mark.parametrize("error", [VsphereFault("gone", fault="ManagedObjectNotFound"), ConnectionFailed("cut")])
+@pytest.mark.parametrize("error", [NotFound("gone"), ConnectionFailed("cut")])
 def test_a_lost_vm_or_server_is_no_reason_for_a_full_copy(error):
     def lose(key, offset, change_id):
         raise error
