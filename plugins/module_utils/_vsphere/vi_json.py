@@ -1,0 +1,190 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: a session by the VI JSON API, the VIM API over HTTP and JSON.
+
+vCenter has it since 8.0 Update 1. The session is its own: whether a server takes the ID of a SOAP
+session is not documented. Protocol: VMware's "Virtual Infrastructure JSON API" (getting started,
+security schema) and, for the release negotiation of 8.0.2 and later, "Vcenter System" of the vSphere
+Automation API.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    AuthenticationFailed,
+    CertificateRejected,
+    ConnectionFailed,
+    NotFound,
+    NotSupported,
+    VsphereFault,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import (
+    CONNECT_TIMEOUT,
+    READ_TIMEOUT,
+    Endpoint,
+)
+
+try:
+    import requests
+except ImportError:
+    requests = None
+
+RELEASES = ("9.0.0.0", "8.0.3.0", "8.0.2.0", "8.0.1.0")  # most wanted first
+OLDEST = RELEASES[-1]  # has no negotiation
+
+_SESSION = "vmware-api-session-id"
+_NO_VI_JSON = "VI JSON needs vCenter 8.0 Update 1 or later; use api: soap."
+
+
+class ViJson:
+    """A logged-in session; use it in a ``with`` block. ``release`` is the API release in use."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.release = ""
+        self._http: Any = None
+        self._session_manager = ""
+
+    def __enter__(self) -> ViJson:
+        self._http = self.endpoint.http_session()
+        try:
+            self.release = self._negotiate()
+            content = self._answer(self._send("GET", self._path("ServiceInstance", "ServiceInstance", "content")))
+            self._session_manager = content["sessionManager"]["value"]
+            self._login()
+        except BaseException:
+            self._http.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        # Nothing that goes wrong here may hide how the work ended.
+        try:
+            self._send("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
+        except (ConnectionFailed, CertificateRejected):
+            pass
+        finally:
+            self._http.close()
+
+    def read(self, kind: str, moid: str, method: str, **parameters: Any) -> Any:
+        """Call a method that has no side effects; it is repeated once when the connection drops or the session expired.
+
+        :param kind: type of the managed object, e.g. ``VirtualMachine``
+        :param parameters: as the API reference names them; unset ones are left out
+        :returns: the decoded answer; None of a void method
+        :raises VsphereFault: the server refused; ``details["fault"]`` is the fault's type name
+        :raises NotFound: the managed object is gone
+        """
+        path = self._path(kind, moid, method)
+        response = self._send_again("POST", path, parameters)
+        if _session_is_over(response):
+            self._login()
+            response = self._send_again("POST", path, parameters)
+        return self._answer(response)
+
+    def _negotiate(self) -> str:
+        response = self._send("POST", "/api/vcenter/system?action=hello", {"api_releases": list(RELEASES)})
+        if response.status_code == 404:
+            return OLDEST
+        release = self._answer(response).get("api_release")
+        if not release:
+            raise NotSupported(
+                f"{self.endpoint.address} speaks none of the VI JSON releases {', '.join(RELEASES)}.", _NO_VI_JSON
+            )
+        return release
+
+    def _login(self) -> None:
+        self._http.headers.pop(_SESSION, None)
+        credentials = {"userName": self.endpoint.username, "password": self.endpoint.password}
+        response = self._send("POST", self._path("SessionManager", self._session_manager, "Login"), credentials)
+        self._answer(response)
+        self._http.headers[_SESSION] = response.headers[_SESSION]
+
+    def _path(self, kind: str, moid: str, member: str) -> str:
+        return f"/sdk/vim25/{self.release}/{kind}/{moid}/{member}"
+
+    def _send_again(self, method: str, path: str, body: Any) -> Any:
+        try:
+            return self._send(method, path, body)
+        except ConnectionFailed:
+            return self._send(method, path, body)
+
+    def _send(self, method: str, path: str, body: Any = None) -> Any:
+        """One request; the response whatever its status."""
+        url = f"https://{self.endpoint.address}{path}"
+        try:
+            return self._http.request(method, url, json=body, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
+        except requests.exceptions.RequestException as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise CertificateRejected(
+                    f"The certificate of {self.endpoint.address} is not trusted: {error}.",
+                    "Give ca_path (or VMWARE_CA_PATH) the CA that signed it, and hostname a name that it contains; "
+                    "validate_certs=false switches the check off.",
+                ) from error
+            raise ConnectionFailed(
+                f"The connection to {self.endpoint.address} failed: {error}.", "Check the network and the server."
+            ) from error
+
+    def _answer(self, response: Any) -> Any:
+        """The decoded body of a good response; everything else is raised."""
+        if response.status_code == 204:
+            return None
+        if response.status_code == 404:
+            raise NotSupported(
+                f"{self.endpoint.address} does not serve {response.request.method} {response.request.path_url}.",
+                _NO_VI_JSON,
+            )
+        body = _decoded(response)
+        if response.status_code == 200 and body is not None:
+            return body
+        if response.status_code == 500 and _fault_name(body):
+            raise self._fault(body)
+        raise ConnectionFailed(
+            f"{self.endpoint.address} answered {response.request.path_url} by {response.status_code} {response.reason}.",
+            "Check that hostname and port are those of a vCenter, then run the task again.",
+        )
+
+    def _fault(self, body: dict[str, Any]) -> Exception:
+        name = body["_typeName"]
+        words = [message.get("message") for message in body.get("faultMessage") or ()]
+        text = "; ".join(dict.fromkeys(word.rstrip(".") for word in words if word)) or name
+        if name == "InvalidLogin":
+            return AuthenticationFailed(
+                f"{self.endpoint.address} refused the user name or password of {self.endpoint.username}.",
+                "Check username and password (or VMWARE_USER and VMWARE_PASSWORD); a locked account looks the same.",
+                fault=name,
+            )
+        if name == "ManagedObjectNotFound":
+            moid = (body.get("obj") or {}).get("value")
+            return NotFound(
+                f"The object {moid} does not exist on {self.endpoint.address} (any more).",
+                "Check the ID; it may have been removed in the meantime.",
+                fault=name,
+                moid=moid,
+            )
+        return VsphereFault(f"{self.endpoint.address} refused the call: {text} ({name}).", fault=name)
+
+
+def reference(kind: str, moid: str) -> dict[str, str]:
+    """A managed object as a parameter."""
+    return {"_typeName": "ManagedObjectReference", "type": kind, "value": moid}
+
+
+def _decoded(response: Any) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _fault_name(body: Any) -> str | None:
+    return body.get("_typeName") if isinstance(body, dict) else None
+
+
+def _session_is_over(response: Any) -> bool:
+    refused = response.status_code == 500 and _fault_name(_decoded(response)) == "NotAuthenticated"
+    return response.status_code == 401 or refused
