@@ -144,7 +144,7 @@ class ViJson:
         if response.status_code == 500 and _fault_name(body):
             raise self._fault(body)
         raise ConnectionFailed(
-            f"{self.endpoint.address} answered {response.request.path_url} by {response.status_code} {response.reason}.",
+            f"{self.endpoint.address} answered {response.status_code} to {response.request.path_url}.",
             "Check that hostname and port are those of a vCenter, then run the task again.",
         )
 
