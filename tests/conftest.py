@@ -1,0 +1,132 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Fixtures that all tests share: the lab, modules run in-process, playbooks run for real."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
+
+COLLECTION = "ansible_collections.holdfast.backup"
+
+
+@pytest.fixture(scope="session")
+def _session_lab() -> Iterator[Lab]:
+    with Lab.start(vms=2, datastores=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(_session_lab: Lab) -> Lab:
+    """The one lab of this test process: no faults, counters at zero. VMs of other tests remain."""
+    _session_lab.clear_faults()
+    _session_lab.requests(reset=True)
+    return _session_lab
+
+
+@pytest.fixture
+def fresh_lab() -> Iterator[Callable[..., Lab]]:
+    """Starts labs of the test's own: ``fresh_lab(vms=10)``; they end with the test."""
+    started: list[Lab] = []
+
+    def start(**flags: Any) -> Lab:
+        started.append(Lab.start(**flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+class ModuleFailed(Exception):
+    """A module answered with fail_json; ``result`` is its answer."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result.get("msg"))
+        self.result = result
+
+
+@pytest.fixture
+def run_module() -> Callable[..., dict[str, Any]]:
+    """Runs a module's ``main()`` in this process: ``run_module("vm_snapshot", args, check=True, diff=True)``.
+
+    Returns its result. A failed module raises :class:`ModuleFailed`, or, with ``fail=True``, must
+    fail and its result is returned.
+    """
+
+    def run(name: str, args: dict[str, Any], check: bool = False, diff: bool = False, fail: bool = False) -> dict[str, Any]:
+        module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+        given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
+        output = io.StringIO()
+        with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
+            module.main()
+        result: dict[str, Any] = json.loads(output.getvalue().strip().splitlines()[-1])
+        failed = bool(result.get("failed"))
+        if failed != fail:
+            raise ModuleFailed(result) if failed else AssertionError(f"{name} did not fail: {result}")
+        return result
+
+    return run
+
+
+@dataclass(frozen=True)
+class PlaybookRun:
+    """What ansible-playbook answered."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
+    """Runs real ansible-playbook: ``playbook(path or list of plays, extra_vars={}, env={}, args=[], inventory=..., rc=0)``.
+
+    ``rc`` is the status expected; None accepts any.
+    """
+
+    def run(
+        plays: str | os.PathLike[str] | list[dict[str, Any]],
+        extra_vars: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        args: list[str] | None = None,
+        inventory: str = "localhost,",
+        rc: int | None = 0,
+        timeout: float = 120,
+    ) -> PlaybookRun:
+        if isinstance(plays, list):
+            path = tmp_path / "playbook.yml"
+            path.write_text(json.dumps(plays), encoding="utf-8")
+            plays = path
+        variables = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **(extra_vars or {})}
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", inventory, os.fspath(plays),
+                   "-e", json.dumps(variables), *(args or [])]
+        settings = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build" / "collections"),
+            "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_LOCALHOST_WARNING": "0",
+            **(env or {}),
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=timeout, check=False)
+        if rc is not None and done.returncode != rc:
+            raise AssertionError(f"ansible-playbook ended with {done.returncode}, not {rc}\n{done.stdout}\n{done.stderr}")
+        return PlaybookRun(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,78 @@
+// Copyright (c) 2026 the holdfast.backup authors
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// verb answers one JSON request of the control interface.
+type verb func(body json.RawMessage) (any, error)
+
+// controlMux serves the control interface: POST /control/<verb> with a JSON object.
+func (s *sim) controlMux() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(name string, v verb) { mux.HandleFunc("POST /control/"+name, serveVerb(v)) }
+	handle("ready", typed(func(struct{}) (any, error) { return s.ready, nil }))
+	handle("fault", typed(func(x rule) (any, error) { return nil, s.rules.add(&x) }))
+	handle("clear_faults", typed(func(struct{}) (any, error) { s.rules.clear(); return nil, nil }))
+	handle("requests", typed(s.requests))
+	handle("sessions", typed(func(struct{}) (any, error) { return s.sessions(), nil }))
+	handle("expire_sessions", typed(func(struct{}) (any, error) { return s.expireSessions(), nil }))
+	handle("drop_connections", typed(func(struct{}) (any, error) { return s.connections.drop(), nil }))
+	s.vddkRoutes(mux)
+	return mux
+}
+
+// typed makes a verb of a function over its parameters; unknown ones are refused.
+func typed[P any](f func(P) (any, error)) verb {
+	return func(body json.RawMessage) (any, error) {
+		var p P
+		decoder := json.NewDecoder(bytes.NewReader(body))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&p); err != nil {
+			return nil, err
+		}
+		return f(p)
+	}
+}
+
+// serveVerb answers 200 with the verb's result, or 400 with {"error": ...}.
+func serveVerb(v verb) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		var answer any
+		if err == nil {
+			answer, err = v(body)
+		}
+		if err != nil {
+			writeJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+			return
+		}
+		writeJSON(w, http.StatusOK, answer)
+	}
+}
+
+// requests returns the counters, and empties them if asked.
+func (s *sim) requests(p struct {
+	Reset bool `json:"reset"`
+}) (any, error) {
+	s.counts.mu.Lock()
+	defer s.counts.mu.Unlock()
+	body, err := json.Marshal(&s.counts)
+	if p.Reset {
+		s.counts.reset()
+	}
+	return json.RawMessage(body), err
+}
+
+// vmRef names a VM by its managed object ID.
+func vmRef(moid string) types.ManagedObjectReference {
+	return types.ManagedObjectReference{Type: "VirtualMachine", Value: moid}
+}
