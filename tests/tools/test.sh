@@ -6,12 +6,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/tools/report.sh
 
 PATH=$PWD/.build/venv/bin:$PATH
-export ANSIBLE_COLLECTIONS_PATH=$PWD/.build/collections ANSIBLE_HOME=$PWD/.build/ansible
+export PYTHONPATH=$PWD/.build/collections
+export ANSIBLE_COLLECTIONS_PATH=$PYTHONPATH ANSIBLE_HOME=$PWD/.build/ansible
 
 lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; }
 
-# Through its place in the collection tree, where molecule recognises a collection.
-roles() { cd .build/collections/ansible_collections/holdfast/backup && molecule test --all; }
+roles() { python tests/tools/in_lab.py molecule test --all; }
 
 check "pytest" pytest --numprocesses auto --maxprocesses 4
 check "go test" lab_tests
