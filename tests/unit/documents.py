@@ -30,8 +30,9 @@ def fragments(module: str) -> list[str]:
 
 
 def sample(entry: dict[str, Any]) -> Any:
-    """One entry of RETURN as a module would return it: its sample, or built from what it contains."""
+    """One entry of RETURN as a module would return it: its sample, or built from what it contains and its type."""
     if "sample" in entry:
         return entry["sample"]
     contained = {key: sample(value) for key, value in entry.get("contains", {}).items()}
-    return [contained] if entry["type"] == "list" else contained or None
+    plain = {"str": "text", "int": 1, "float": 1.0, "bool": True, "dict": contained, "list": [contained]}
+    return plain[entry["type"]]
