@@ -9,6 +9,8 @@ Each group has a documentation fragment of the same name (``VCENTER`` - ``holdfa
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Any, Mapping
 
 from ansible.module_utils.basic import env_fallback
@@ -63,3 +65,20 @@ def endpoint(params: Mapping[str, Any]) -> Endpoint:
 def vm_selection(params: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``inventory.find_vm`` from the options of :data:`VM`."""
     return {option: params[option] for option in VM.argument_spec}
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def duration(text: str) -> timedelta:
+    """A length of time from ``3600`` (seconds), ``90m``, ``36h``, ``7d`` or ``1d12h``; raises InvalidInput."""
+    given = text.strip().lower()
+    if given.isdecimal():
+        given += "s"
+    parts = re.findall(r"(\d+)([smhdw])", given)
+    if not parts or "".join(number + unit for number, unit in parts) != given:
+        raise InvalidInput(f"{text!r} is not a length of time.", "Write seconds, or a form like 90m, 36h, 7d or 1d12h.")
+    try:
+        return sum((timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts), timedelta())
+    except OverflowError as error:
+        raise InvalidInput(f"{text!r} is too long a time.", "Write something below some thousand years.") from error

@@ -15,11 +15,14 @@ QueryChangedDiskAreas; the two parts of a change ID, the faults after a restart 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, VsphereFault
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson, reference
 
 Area = tuple[int, int]
 
@@ -47,6 +50,10 @@ class Page(NamedTuple):
     areas: Sequence[Area]
 
 
+# Device key, offset and change ID -> the answer.
+Query = Callable[[int, int, str], Page]
+
+
 class Host(NamedTuple):
     """What the ESXi host that runs the VM says of itself, e.g. ``("6.0.0", "2494585")``."""
 
@@ -68,6 +75,16 @@ class Since:
     reason: str | None = None
     parent: str | None = None
     parent_id: str | None = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Since:
+        """From an item of restore_point's ``since`` or one written by hand; what it has besides is left out."""
+        known = {name: record.get(name) for name in cls.__dataclass_fields__}
+        try:
+            capacity = None if known["capacity"] is None else int(known["capacity"])
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The capacity {known['capacity']!r} in since is no number of bytes.") from error
+        return cls(**{**known, "capacity": capacity})
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,35 @@ def bad_build(host: Host) -> str | None:
     return None
 
 
+def match(records: Iterable[Mapping[str, Any]], disks: Sequence[Disk]) -> dict[int, Since]:
+    """Find the disk that each record speaks of.
+
+    A record with ``disk`` names it by key, label or backing UUID. Any other is found by its backing UUID,
+    which survives moves; failing that by its key, so that a replaced disk can be called so.
+
+    :returns: disk key -> record; records of disks that are gone are left out
+    :raises InvalidInput: two records name the same disk
+    """
+    found: dict[int, Since] = {}
+    by_key: list[tuple[Any, Since]] = []
+    for record in records:
+        since = Since.from_record(record)
+        if record.get("disk") is not None:
+            keys = [pick(disks, record["disk"]).key]
+        else:
+            keys = [disk.key for disk in disks if since.backing_uuid and disk.backing_uuid == since.backing_uuid]
+        if len(keys) > 1:
+            since = replace(since, reason=f"{len(keys)} disks have the backing UUID {since.backing_uuid}")
+        for key in keys:
+            if key in found:
+                raise InvalidInput(f"Two records of since speak of the disk {key}.", "Leave one of them out.")
+            found[key] = since
+        if not keys:
+            by_key.append((record.get("key"), since))
+    present = {disk.key for disk in disks}
+    return {**{key: since for key, since in by_key if key in present}, **found}
+
+
 def page_through(query: Callable[[int], Page], capacity: int) -> list[Area]:
     """Ask until the whole disk is covered: one answer may cover only a part of it.
 
@@ -138,10 +184,10 @@ def page_through(query: Callable[[int], Page], capacity: int) -> list[Area]:
     raise NeedsFull(f"{MAX_PAGES} answers covered only {offset} of {capacity} bytes")
 
 
-def full_reason(disk: Any, since: Since | None, host: Host | None) -> str | None:
+def full_reason(disk: Disk, since: Since | None, host: Host | None) -> str | None:
     """Why the server need not even be asked, or None.
 
-    :param disk: the disk in the snapshot (a Disk of this room's ``disks``)
+    :param disk: the disk in the snapshot
     :param host: None when the account may not see it; hosts of today are not in the table
     """
     if since is None:
@@ -162,10 +208,40 @@ def full_reason(disk: Any, since: Since | None, host: Host | None) -> str | None
     return None if since.change_id == ALLOCATED else _broken_sequence(since.change_id, disk.change_id)
 
 
+def soap_query(c: Connection, vm: Any, snapshot: Any) -> Query:
+    """The query by SOAP, of a VM and one of its snapshots (managed objects)."""
+
+    def query(key: int, offset: int, change_id: str) -> Page:
+        answer = c.read(vm.QueryChangedDiskAreas, snapshot, key, offset, change_id)
+        return Page(answer.startOffset, answer.length, [(area.start, area.length) for area in answer.changedArea or ()])
+
+    return query
+
+
+def vi_json_query(session: ViJson, vm: str, snapshot: str) -> Query:
+    """The query by VI JSON, of a VM and one of its snapshots (their moids)."""
+    end = reference("VirtualMachineSnapshot", snapshot)
+
+    def query(key: int, offset: int, change_id: str) -> Page:
+        answer = session.read(
+            "VirtualMachine",
+            vm,
+            "QueryChangedDiskAreas",
+            snapshot=end,
+            deviceKey=key,
+            startOffset=offset,
+            changeId=change_id,
+        )
+        areas = answer.get("changedArea") or ()
+        return Page(answer["startOffset"], answer["length"], [(area["start"], area["length"]) for area in areas])
+
+    return query
+
+
 def decide(
-    disk: Any,
+    disk: Disk,
     since: Since | None,
-    query: Callable[[int, int, str], Page],
+    query: Query,
     normalise: Callable[[Sequence[Area], int, int], list[Area]],
     host: Host | None = None,
 ) -> Decision:

@@ -16,6 +16,8 @@ from typing import Any, Iterable
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
+_INDEPENDENT = ("independent_persistent", "independent_nonpersistent")
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -46,10 +48,16 @@ class Disk:
 
 def from_devices(devices: Iterable[Any]) -> list[Disk]:
     """The disks among a VM's or a snapshot's ``config.hardware.device``, in the order of their keys."""
-    devices = list(devices)
-    controllers = {device.key: device for device in devices if isinstance(device, vim.vm.device.VirtualController)}
-    disks = (device for device in devices if isinstance(device, vim.vm.device.VirtualDisk))
-    return sorted((_disk(disk, controllers.get(disk.controllerKey)) for disk in disks), key=lambda disk: disk.key)
+    return sorted((_disk(device, controller) for device, controller in _attached(devices)), key=lambda disk: disk.key)
+
+
+def snapshot_obstacles(devices: Iterable[Any]) -> list[str]:
+    """Per disk that keeps the whole VM from having snapshots: which it is and why, in words."""
+    return [
+        f"{_label(device)}: {shared}"
+        for device, controller in _attached(devices)
+        if (shared := _shared(device.backing, controller)) is not None
+    ]
 
 
 def pick(disks: Iterable[Disk], selector: int | str) -> Disk:
@@ -73,13 +81,24 @@ def pick(disks: Iterable[Disk], selector: int | str) -> Disk:
     return found[0]
 
 
+def _attached(devices: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Each disk with its controller (None if that is not among the devices)."""
+    by_key = {device.key: device for device in devices}
+    disks = [device for device in by_key.values() if isinstance(device, vim.vm.device.VirtualDisk)]
+    return [(disk, by_key.get(disk.controllerKey)) for disk in disks]
+
+
+def _label(device: Any) -> str:
+    return device.deviceInfo.label if device.deviceInfo else f"disk {device.key}"
+
+
 def _disk(device: Any, controller: Any) -> Disk:
     backing = device.backing
     kind = _backing_kind(backing)
-    obstacle = _obstacle(backing, kind, controller)
+    obstacle = _left_out(backing, kind) or _shared(backing, controller)
     return Disk(
         key=device.key,
-        label=device.deviceInfo.label if device.deviceInfo else f"disk {device.key}",
+        label=_label(device),
         backing_uuid=getattr(backing, "uuid", None) or None,
         capacity=device.capacityInBytes or device.capacityInKB * 1024,
         path=getattr(backing, "fileName", None) or "",
@@ -112,8 +131,8 @@ def _backing_kind(backing: Any) -> str:
     return next((kinds[cls] for cls in type(backing).__mro__ if cls in kinds), "unknown")
 
 
-def _obstacle(backing: Any, kind: str, controller: Any) -> str | None:
-    """Why a snapshot does not hold this disk's content, or None."""
+def _left_out(backing: Any, kind: str) -> str | None:
+    """Why snapshots leave this disk's content out, or None."""
     if kind == "rdm_physical":
         return "raw device in physical compatibility mode: snapshots leave it out"
     if kind in ("raw_disk", "raw_partition", "pmem"):
@@ -121,15 +140,22 @@ def _obstacle(backing: Any, kind: str, controller: Any) -> str | None:
     if kind == "unknown":
         return f"backing of an unknown kind ({type(backing).__name__.rsplit('.', 1)[-1]})"
     mode = getattr(backing, "diskMode", None)
-    if mode in ("independent_persistent", "independent_nonpersistent"):
+    if mode in _INDEPENDENT:
         return f"independent disk (mode {mode}): snapshots leave it out"
-    if mode not in (None, "persistent"):
+    if mode not in (None, "", "persistent"):
         return f"mode {mode}: its changes are not kept as those of a persistent disk are"
-    if getattr(backing, "sharing", None) not in (None, "", "sharingNone"):
-        return f"shared between virtual machines ({backing.sharing}): it cannot be in a snapshot"
+    return None
+
+
+def _shared(backing: Any, controller: Any) -> str | None:
+    """How this disk is shared in a way that forbids snapshots of the VM, or None."""
     shared_bus = getattr(controller, "sharedBus", None)
     if shared_bus not in (None, "noSharing"):
-        return f"on a controller with SCSI bus sharing ({shared_bus}): it cannot be in a snapshot"
+        return f"on a controller with SCSI bus sharing ({shared_bus}), which forbids snapshots"
+    sharing = getattr(backing, "sharing", None)
+    # An independent disk is in no snapshot, so that its sharing forbids none.
+    if sharing not in (None, "", "sharingNone") and getattr(backing, "diskMode", None) not in _INDEPENDENT:
+        return f"shared between virtual machines ({sharing}), which forbids snapshots"
     return None
 
 

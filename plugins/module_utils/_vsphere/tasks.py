@@ -69,7 +69,7 @@ def wait_all(
         _give_up(c, infos, timeout, on_timeout)
     for task in tasks:
         if infos[task]["info.state"] != vim.TaskInfo.State.success:
-            raise _failure(task, infos[task])
+            raise _failure(task, infos[task]) from infos[task].get("info.error")
     return [infos[task].get("info.result") for task in tasks]
 
 

@@ -1,0 +1,197 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: a VM's snapshots as plain records, and the choices made among them.
+
+Pure functions: they work on what one property read returned and see every branch of the tree.
+What changes snapshots is in ``snapshot_tasks``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Iterable, Mapping, Sequence
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, stamps
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import unescape
+
+# What plans and guards need to know of a VM; one read by inventory.find_vm.
+PROPERTIES = (
+    "snapshot",
+    "config.ftInfo",
+    "config.hardware.device",
+    "config.template",
+    "guest.toolsRunningStatus",
+    "recentTask",
+    "runtime.consolidationNeeded",
+    "runtime.powerState",
+)
+MAX_DEPTH = 32  # vSphere's own limit to snapshots in a row
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot. ``description`` is without the stamp; ``depth`` is 1 for a root; ``created`` has a time zone."""
+
+    id: int
+    moid: str
+    name: str
+    description: str
+    created: datetime
+    state: str
+    quiesced: bool
+    parent_id: int | None
+    child_ids: tuple[int, ...]
+    depth: int
+    current: bool
+    stamp: stamps.Stamp | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON shape that all results use."""
+        return {
+            "id": self.id,
+            "moid": self.moid,
+            "name": self.name,
+            "description": self.description,
+            "creation_time": stamps.timestamp(self.created),
+            "state": self.state,
+            "quiesced": self.quiesced,
+            "parent_id": self.parent_id,
+            "child_ids": list(self.child_ids),
+            "depth": self.depth,
+            "current": self.current,
+            "stamp": self.stamp.as_dict() if self.stamp else None,
+        }
+
+
+def flatten(info: Any) -> list[Snapshot]:
+    """All snapshots of a ``vim.vm.SnapshotInfo`` (None when the VM has none), parents before children."""
+    if info is None:
+        return []
+    current = info.currentSnapshot._GetMoId() if info.currentSnapshot else None
+    found: list[Snapshot] = []
+    left = [(node, None, 1) for node in reversed(info.rootSnapshotList)]
+    while left:
+        node, parent_id, depth = left.pop()
+        text, stamp = stamps.split(node.description or "")
+        found.append(
+            Snapshot(
+                id=node.id,
+                moid=node.snapshot._GetMoId(),
+                name=unescape(node.name),
+                description=text,
+                created=node.createTime,
+                state=str(node.state),
+                quiesced=node.quiesced,
+                parent_id=parent_id,
+                child_ids=tuple(child.id for child in node.childSnapshotList),
+                depth=depth,
+                current=node.snapshot._GetMoId() == current,
+                stamp=stamp,
+            )
+        )
+        left.extend((child, node.id, depth + 1) for child in reversed(node.childSnapshotList))
+    return found
+
+
+def nest(snapshots: Iterable[Snapshot], describe: Any = Snapshot.as_dict) -> list[dict[str, Any]]:
+    """The tree again: each record (made by ``describe``) with its ``children``."""
+    records = {snapshot.id: {**describe(snapshot), "children": []} for snapshot in snapshots}
+    roots = []
+    for record in records.values():
+        parent = records.get(record["parent_id"])
+        (parent["children"] if parent else roots).append(record)
+    return roots
+
+
+def choose(
+    snapshots: Iterable[Snapshot],
+    *,
+    name: str | None = None,
+    snapshot_id: int | None = None,
+    moid: str | None = None,
+    duplicates: str = "fail",
+) -> list[Snapshot]:
+    """The snapshots that a user means by ID, managed object ID or name (as shown or as stored).
+
+    :param duplicates: when several have the name: ``fail``, or take the ``newest``, the ``oldest`` or ``all``
+    :raises Ambiguous: several have the name; ``details["candidates"]`` lists their records
+    """
+    if snapshot_id is not None:
+        return [snapshot for snapshot in snapshots if snapshot.id == snapshot_id]
+    if moid is not None:
+        return [snapshot for snapshot in snapshots if snapshot.moid == moid]
+    found = sorted(
+        (snapshot for snapshot in snapshots if name is not None and snapshot.name in (name, unescape(name))),
+        key=lambda snapshot: (snapshot.created, snapshot.id),
+    )
+    if len(found) < 2 or duplicates == "all":
+        return found
+    if duplicates == "fail":
+        raise Ambiguous(
+            f"There are {len(found)} snapshots named {name}, with the IDs "
+            f"{', '.join(str(snapshot.id) for snapshot in found)}.",
+            "Say which by snapshot_id, or set duplicates.",
+            candidates=[snapshot.as_dict() for snapshot in found],
+        )
+    return [found[-1] if duplicates == "newest" else found[0]]
+
+
+def owned(
+    snapshots: Iterable[Snapshot], job: str, run: str | None = None, expired_at: datetime | None = None
+) -> list[Snapshot]:
+    """The snapshots with a stamp of this job; only of ``run`` and only those expired then, if given."""
+    return [
+        snapshot
+        for snapshot in snapshots
+        if snapshot.stamp is not None
+        and snapshot.stamp.job == job
+        and run in (None, snapshot.stamp.run)
+        and (expired_at is None or snapshot.stamp.expired(expired_at))
+    ]
+
+
+def with_descendants(snapshots: Sequence[Snapshot], chosen: Iterable[Snapshot]) -> list[Snapshot]:
+    """The chosen snapshots and all below them, parents before children."""
+    wanted = {snapshot.id for snapshot in chosen}
+    for snapshot in snapshots:  # parents come first, so one pass is enough
+        if snapshot.parent_id in wanted:
+            wanted.add(snapshot.id)
+    return [snapshot for snapshot in snapshots if snapshot.id in wanted]
+
+
+def topmost(chosen: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those of the chosen snapshots whose parent is not chosen too."""
+    ids = {snapshot.id for snapshot in chosen}
+    return [snapshot for snapshot in chosen if snapshot.parent_id not in ids]
+
+
+def check_possible(vm: str, properties: Mapping[str, Any], max_depth: int = MAX_DEPTH) -> None:
+    """Raise NotSupported when the VM cannot take one more snapshot, before vSphere is asked.
+
+    :param vm: the VM's name, for messages
+    :param properties: values of :data:`PROPERTIES`
+    """
+    if properties.get("config.template"):
+        raise NotSupported(
+            f"{vm} is a template, which cannot have snapshots.", "Convert it to a virtual machine first."
+        )
+    if properties.get("config.ftInfo") is not None:
+        raise NotSupported(
+            f"{vm} has fault tolerance on, which does not allow this snapshot.", "Turn fault tolerance off first."
+        )
+    obstacles = disks.snapshot_obstacles(properties.get("config.hardware.device", ()))
+    if obstacles:
+        raise NotSupported(
+            f"{vm} cannot have snapshots. {'; '.join(obstacles)}.", "Back such a machine up from inside its guest."
+        )
+    depth = next((snapshot.depth for snapshot in flatten(properties.get("snapshot")) if snapshot.current), 0)
+    if depth >= max_depth:
+        raise NotSupported(
+            f"{vm} runs on {depth} snapshots in a row; the limit is {max_depth}.",
+            "Remove snapshots that are no longer needed.",
+            depth=depth,
+        )
