@@ -58,11 +58,6 @@ type viGateway struct {
 	cookies  map[string]*http.Cookie
 }
 
-// viJSON serves VI JSON before this lab's own SOAP endpoint.
-func (s *sim) viJSON() http.Handler {
-	return newVIJSON(s.front(s.service.ServeMux), viReleases)
-}
-
 // newVIJSON serves VI JSON before a SOAP endpoint at /sdk.
 func newVIJSON(soapEndpoint http.Handler, releases []string) http.Handler {
 	g := &viGateway{soap: soapEndpoint, releases: releases, cookies: map[string]*http.Cookie{}}

@@ -1,0 +1,450 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the holdfast.backup authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: disk_changed_areas
+short_description: Find out which areas of a virtual machine's disks changed
+version_added: 0.1.0
+author:
+  - the holdfast.backup authors (@holdfast-backup)
+description:
+  - With O(snapshot), asks vSphere for the areas of each disk that changed between an earlier change ID and the
+    snapshot, and decides per disk whether it can be copied incrementally. Any doubt ends in a full copy of that one
+    disk, with a reason.
+  - Without O(snapshot), reports whether changes are tracked, and with O(tracking=enabled) sees to it.
+  - Change tracking (CBT) starts when the virtual machine is stunned for a moment. The module makes a snapshot for
+    that and removes it at once.
+options:
+  snapshot:
+    description:
+      - Managed object ID of the snapshot that is going to be copied, for example V(snapshot-12), as
+        M(holdfast.backup.vm_snapshot) returns it.
+    type: str
+  since:
+    description:
+      - What is known of each disk from the earlier backup. Items of RV(holdfast.backup.restore_point#module:since) are
+        taken as they are.
+      - An item written by hand needs C(disk) (key, label or backing UUID) and C(change_id). The change ID V(*) asks for
+        all areas in use; VMware deprecated it.
+      - A disk without an item is copied in full.
+      - Needs O(snapshot).
+    type: list
+    elements: dict
+  disks:
+    description:
+      - Keys, labels or backing UUIDs of the disks to look at. All disks that a snapshot protects if it is not set.
+    type: list
+    elements: raw
+  tracking:
+    description:
+      - Whether to switch change tracking on, for the virtual machine and each of its disks, and to make it active.
+      - It is never switched on while there are snapshots, because its answers would be wrong. The result says so, and
+        the disks are copied in full until then.
+      - Only without O(snapshot).
+    type: str
+    choices: [enabled, unchanged]
+    default: unchanged
+  areas_dir:
+    description:
+      - Directory in which an areas file is written for each disk that need not be read as a whole, for
+        M(holdfast.backup.vddk_copy). It is made if it does not exist.
+      - Needs O(snapshot).
+    type: path
+  return_areas:
+    description:
+      - Whether to return the areas themselves, if a disk has at most 1000 of them.
+    type: bool
+    default: false
+  api:
+    description:
+      - Which API is asked for changed areas.
+      - V(vi_json) needs vCenter 8.0 Update 1 or later and logs in once more.
+      - V(auto) is V(soap).
+    type: str
+    choices: [auto, soap, vi_json]
+    default: auto
+  timeout:
+    description:
+      - Seconds that switching tracking on may take, for each of its tasks in vSphere.
+    type: int
+    default: 600
+extends_documentation_fragment:
+  - holdfast.backup.attributes
+  - holdfast.backup.attributes.changes
+  - holdfast.backup.attributes.vcenter
+  - holdfast.backup.vcenter
+  - holdfast.backup.vm
+notes:
+  - Needs the privilege C(VirtualMachine.Provisioning.DiskRandomRead) for the query, and for O(tracking=enabled)
+    C(VirtualMachine.Config.ChangeTracking), C(VirtualMachine.State.CreateSnapshot) and
+    C(VirtualMachine.State.RemoveSnapshot).
+seealso:
+  - module: holdfast.backup.vm_snapshot
+  - module: holdfast.backup.vddk_copy
+  - module: holdfast.backup.restore_point
+"""
+
+EXAMPLES = r"""
+- name: See to it that the changes of a VM are tracked
+  holdfast.backup.disk_changed_areas:
+    name: web01
+    tracking: enabled
+
+- name: What changed since the last restore point
+  holdfast.backup.disk_changed_areas:
+    name: web01
+    snapshot: "{{ snapshot.snapshot.moid }}"
+    since: "{{ started.since }}"
+    areas_dir: "{{ started.restore_point.path }}"
+  register: areas
+
+- name: What changed on one disk since a change ID, by VI JSON
+  holdfast.backup.disk_changed_areas:
+    name: web01
+    snapshot: snapshot-12
+    since:
+      - disk: Hard disk 1
+        change_id: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
+    disks: [Hard disk 1]
+    return_areas: true
+    api: vi_json
+"""
+
+RETURN = r"""
+vm:
+  description: The virtual machine.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    moid:
+      description: Its managed object ID.
+      type: str
+    instance_uuid:
+      description: Its instance UUID.
+      type: str
+tracking:
+  description: Whether changes are tracked, after what the module did.
+  returned: without O(snapshot)
+  type: dict
+  contains:
+    enabled:
+      description: Whether the virtual machine has tracking switched on.
+      type: bool
+    active:
+      description: Whether the changes of every protected disk are being recorded.
+      type: bool
+    reason:
+      description: Why tracking is not active although it should be, or what keeps it from being switched on.
+      type: str
+  sample: {enabled: true, active: true, reason: null}
+snapshot:
+  description: The managed object ID of the snapshot.
+  returned: with O(snapshot)
+  type: str
+  sample: snapshot-12
+requests:
+  description: How many queries for changed areas were sent.
+  returned: with O(snapshot)
+  type: int
+  sample: 2
+disks:
+  description:
+    - Without O(snapshot) all disks of the virtual machine, else those that were asked for, as they are in the snapshot.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: Device key.
+      type: int
+    label:
+      description: Label, as the user interface shows it.
+      type: str
+    backing_uuid:
+      description: UUID of the backing, the identity of the disk.
+      type: str
+    capacity:
+      description: Size in bytes.
+      type: int
+    path:
+      description: Datastore path.
+      type: str
+    change_id:
+      description: The change ID to remember for the next incremental copy.
+      type: str
+    controller:
+      description: Controller and slot.
+      type: str
+    mode:
+      description: Disk mode.
+      type: str
+    backing:
+      description: Kind of the backing.
+      type: str
+    thin:
+      description: Whether it is thinly provisioned.
+      type: bool
+    sharing:
+      description: How it is shared with other virtual machines.
+      type: str
+    protected:
+      description: Whether a snapshot holds its content.
+      type: bool
+    reason:
+      description: Without O(snapshot) why the disk is not protected, else why it must be copied in full.
+      type: str
+    tracked:
+      description: Whether its changes are being recorded.
+      returned: without O(snapshot)
+      type: bool
+    kind:
+      description: How to copy it, V(full) or V(incremental).
+      returned: with O(snapshot)
+      type: str
+    since:
+      description: The change ID from which on the areas are counted.
+      returned: with O(snapshot)
+      type: str
+    areas:
+      description: How many areas there are to copy; null for the whole disk.
+      returned: with O(snapshot)
+      type: int
+    changed_bytes:
+      description: Their size in bytes; null for the whole disk.
+      returned: with O(snapshot)
+      type: int
+    areas_file:
+      description: The file that lists them, if O(areas_dir) was given.
+      returned: with O(snapshot)
+      type: str
+    changed_areas:
+      description:
+        - The areas as pairs of start and length in bytes; null if there are more than 1000 or the whole disk is meant.
+      returned: with O(snapshot) and O(return_areas=true)
+      type: list
+      elements: list
+    parent:
+      description: The image that an incremental copy is laid over, from O(since).
+      returned: with O(snapshot)
+      type: str
+    parent_id:
+      description: The restore point of that image, from O(since).
+      returned: with O(snapshot)
+      type: str
+  sample:
+    - key: 2000
+      label: Hard disk 1
+      backing_uuid: 6000C295-3b0e-6b1a-0d3f-93bd6ee1ba1b
+      capacity: 17179869184
+      kind: incremental
+      reason: null
+      since: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
+      areas: 12
+      changed_bytes: 2621440
+      areas_file: /backup/5005b2a9-4b52-3d41-62f8-1cd9f5c9a0b1/20261120T020000Z.partial/disk-2000.areas.json
+"""
+
+import contextlib
+import itertools
+import os
+from typing import Any, Iterator
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking, changed_areas, inventory
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices, pick
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
+
+MOST_RETURNED = 1000  # areas of one disk in the result
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    with Connection(_options.endpoint(module.params)) as c:
+        return _query(module, c) if module.params["snapshot"] else _track(module, c)
+
+
+def _track(module: AnsibleModule, c: Connection) -> dict[str, Any]:
+    """Report on change tracking, after seeing to it if asked."""
+    selection = _options.vm_selection(module.params)
+    vm, properties = inventory.find_vm(c, **selection, properties=change_tracking.PROPERTIES)
+    before = after = change_tracking.inspect(properties["name"], properties)
+    changed = False
+    if module.params["tracking"] == "enabled":
+        plan = change_tracking.plan(before)
+        changed = plan.changes
+        if changed and module.check_mode:
+            after = plan.outcome
+        elif changed:
+            properties, after = change_tracking.carry_out(c, vm, properties, plan, module.params["timeout"])
+        if not after.active:
+            module.warn(f"{properties['name']}: disks will be copied in full: {after.reason}.")
+    found = _picked(from_devices(properties["config.hardware.device"]), module.params["disks"])
+    return {
+        "changed": changed,
+        "vm": inventory.vm_dict(vm, properties),
+        "tracking": after.as_dict(),
+        "disks": [{**disk.as_dict(), "tracked": after.tracks(disk)} for disk in found],
+        "diff": {"before": before.as_dict(), "after": after.as_dict()},
+    }
+
+
+def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
+    """Decide per disk what has to be copied."""
+    selection = _options.vm_selection(module.params)
+    vm, properties = inventory.find_vm(c, **selection, properties=("runtime.host",))
+    in_snapshot, host = _snapshot(c, vm, module.params["snapshot"], properties.get("runtime.host"))
+    wanted = _wanted(in_snapshot, module.params["disks"])
+    since = changed_areas.match(module.params["since"] or (), in_snapshot)
+    asked = itertools.count()
+    results, files = [], {}
+    with _asking(module, c, vm) as ask:
+
+        def query(key: int, offset: int, change_id: str) -> changed_areas.Page:
+            next(asked)
+            return ask(key, offset, change_id)
+
+        for disk in wanted:
+            record = since.get(disk.key)
+            decision = changed_areas.decide(disk, record, query, arithmetic.normalise, host)
+            if decision.warning:
+                module.warn(decision.warning)
+            path = None
+            if module.params["areas_dir"] and decision.areas is not None:
+                path = os.path.join(module.params["areas_dir"], f"disk-{disk.key}.areas.json")
+                files[path] = (disk.capacity, decision.areas)
+            results.append(_result(disk, record, decision, path, module.params["return_areas"]))
+    before, after = _write(files, module.check_mode)
+    return {
+        "changed": before != after,
+        "vm": inventory.vm_dict(vm, properties),
+        "snapshot": module.params["snapshot"],
+        "disks": results,
+        "requests": next(asked),
+        "diff": {"before": before, "after": after},
+    }
+
+
+def _snapshot(c: Connection, vm: Any, moid: str, host: Any) -> tuple[list[Disk], changed_areas.Host | None]:
+    """The disks as they are in the snapshot, and what the host says of itself if the account may see it."""
+    snapshot = vim.vm.Snapshot(moid, c.stub)
+    kinds = {vim.vm.Snapshot: ["vm", "config.hardware.device"], vim.HostSystem: ["summary.config.product"]}
+    read = c.retrieve([snapshot, host] if host else [snapshot], kinds)
+    frozen = read.get(snapshot, {})
+    if frozen.get("vm") != vm:
+        raise InvalidInput(
+            f"The snapshot {moid} is not one of the virtual machine {vm._GetMoId()}.",
+            "Give the managed object ID that vm_snapshot returned.",
+        )
+    product = read.get(host, {}).get("summary.config.product")
+    known = changed_areas.Host(product.version, product.build) if product else None
+    return from_devices(frozen["config.hardware.device"]), known
+
+
+def _picked(disks: list[Disk], selectors: list[Any] | None) -> list[Disk]:
+    if selectors is None:
+        return disks
+    return list(dict.fromkeys(pick(disks, selector) for selector in selectors))
+
+
+def _wanted(disks: list[Disk], selectors: list[Any] | None) -> list[Disk]:
+    """The disks to decide on: those chosen, which must be protected, or all that are."""
+    if selectors is None:
+        return [disk for disk in disks if disk.protected]
+    chosen = _picked(disks, selectors)
+    for disk in chosen:
+        if not disk.protected:
+            raise NotSupported(f"{disk.label} is not in the snapshot: {disk.reason}.", "Leave it out of disks.")
+    return chosen
+
+
+@contextlib.contextmanager
+def _asking(module: AnsibleModule, c: Connection, vm: Any) -> Iterator[changed_areas.Query]:
+    """The query by the API that was chosen."""
+    moid = module.params["snapshot"]
+    if module.params["api"] == "vi_json":
+        with ViJson(c.endpoint) as session:
+            yield changed_areas.vi_json_query(session, vm._GetMoId(), moid)
+    else:
+        yield changed_areas.soap_query(c, vm, vim.vm.Snapshot(moid, c.stub))
+
+
+def _result(
+    disk: Disk,
+    record: changed_areas.Since | None,
+    decision: changed_areas.Decision,
+    path: str | None,
+    with_areas: bool,
+) -> dict[str, Any]:
+    incremental = record if record and decision.kind == "incremental" else changed_areas.Since()
+    areas = decision.areas
+    result = {
+        **disk.as_dict(),
+        "kind": decision.kind,
+        "reason": decision.reason,
+        "since": incremental.change_id,
+        "areas": None if areas is None else len(areas),
+        "changed_bytes": None if areas is None else arithmetic.total(areas),
+        "areas_file": path,
+        "parent": incremental.parent,
+        "parent_id": incremental.parent_id,
+    }
+    if with_areas:
+        result["changed_areas"] = areas if areas is not None and len(areas) <= MOST_RETURNED else None
+    return result
+
+
+def _write(files: dict[str, Any], check_mode: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the areas files that differ from what is there; returns a summary of before and after."""
+    before, after = {}, {}
+    for path, (capacity, areas) in files.items():
+        old = _read(path)
+        before[path], after[path] = _summary(old), _summary((capacity, areas))
+        if old != (capacity, areas) and not check_mode:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            arithmetic.write_file(path, capacity, areas)
+    return before, after
+
+
+def _read(path: str) -> tuple[int, list[arithmetic.Area]] | None:
+    try:
+        return arithmetic.read_file(path)
+    except InvalidInput:
+        return None
+
+
+def _summary(content: tuple[int, list[arithmetic.Area]] | None) -> dict[str, int] | None:
+    return content and {"areas": len(content[1]), "bytes": arithmetic.total(content[1])}
+
+
+def main() -> None:
+    run_module(
+        run,
+        argument_spec={
+            "snapshot": {"type": "str"},
+            "since": {"type": "list", "elements": "dict"},
+            "disks": {"type": "list", "elements": "raw"},
+            "tracking": {"type": "str", "choices": ["enabled", "unchanged"], "default": "unchanged"},
+            "areas_dir": {"type": "path"},
+            "return_areas": {"type": "bool", "default": False},
+            "api": {"type": "str", "choices": ["auto", "soap", "vi_json"], "default": "auto"},
+            "timeout": {"type": "int", "default": 600},
+        },
+        groups=(_options.VCENTER, _options.VM),
+        required_by={"since": ["snapshot"], "areas_dir": ["snapshot"]},
+    )
+
+
+if __name__ == "__main__":
+    main()
