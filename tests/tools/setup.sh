@@ -18,40 +18,44 @@ version_at_least() { printf '%s\n%s\n' "$2" "$1" | sort --version-sort --check=q
 
 python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
+# Prints the interpreter to use: the one asked for, else the first that is new enough. None is fine
+# (the system packages bring one); too old is not.
 find_python() {
-    local candidate version found=()
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
+    local candidate version old=()
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
         version=$(python_version "$candidate") || continue
         if version_at_least "$version" "$PYTHON_MINIMUM"; then
             "$candidate" -c 'import sys; print(sys.executable)'
             return
         fi
-        found+=("$candidate is $version")
+        old+=("$candidate is $version")
     done
-    die "Python $PYTHON_MINIMUM or newer is needed (${found[*]:-no Python found})." \
-        "Install one, or name it: make PYTHON=/path/to/python3.12 <target>"
+    [ ${#old[@]} -eq 0 ] || die "Python $PYTHON_MINIMUM or newer is needed (${old[*]})." \
+        "Install one beside it, or name it: make PYTHON=/path/to/python3.12 <target>"
 }
 
 # --- system packages --------------------------------------------------------------------------
 
 # One line for each thing needed: a probe, the Debian package, the Fedora/RHEL package.
 missing_packages() {
-    local manager=$1 python=$2 probe debian redhat
+    local manager=$1 python=$2 venv=python3-venv probe debian redhat
+    [ -z "$python" ] || venv=python$(python_version "$python")-venv
     while IFS='|' read -r probe debian redhat; do
         eval "$probe" >/dev/null 2>&1 </dev/null && continue
         if [ "$manager" = apt-get ]; then echo "$debian"; else echo "$redhat"; fi
     done <<EOF
+command -v "${python:-python3}"|python3|python3
+"${python:-python3}" -c 'import ensurepip, venv'|$venv|python3-libs
 command -v nbdkit|nbdkit|nbdkit
 nbdkit --dump-plugin python|nbdkit-plugin-python|nbdkit-python-plugin
 command -v nbdcopy|libnbd-bin|libnbd
 command -v qemu-img|qemu-utils|qemu-img
 command -v qemu-nbd|qemu-utils|qemu-img
 command -v gcc|gcc|gcc
-echo '#include <pthread.h>' \| gcc -E -|libc6-dev|glibc-devel
+gcc -E -include pthread.h -x c /dev/null|libc6-dev|glibc-devel
 command -v mkfs.ext4|e2fsprogs|e2fsprogs
 command -v setpriv|util-linux|util-linux
 command -v git|git|git-core
-"$python" -c 'import ensurepip, venv'|python$(python_version "$python")-venv|python3-libs
 EOF
 }
 
@@ -128,6 +132,8 @@ provide_go() {
 
 python=$(find_python)
 install_system_packages "$python"
+[ -n "$python" ] || python=$(find_python)
+[ -n "$python" ] || die "there is no ${PYTHON:-python3}"
 make_venv "$python"
 link_collection
 provide_go
