@@ -1,0 +1,305 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: make a VM again, and bring that restore to its end or undo it.
+
+A VM that a restore made carries a mark, a setting of its own, until the restore is finished. The
+mark is what makes a repeated run find its VM, and the only licence to delete one. It goes through
+two stages: ``created`` (the VM exists) and ``prepared`` (NVRAM, boot order and custom attributes
+are there too). What a killed run left in the first stage, the next one deletes and makes anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Mapping
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    InvalidInput,
+    NotSupported,
+    VsphereFault,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    datastore_files,
+    device_specs,
+    extra_config,
+    inventory,
+    tasks,
+    vm_config,
+    vm_devices,
+    vm_placement,
+    vm_retarget,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import write as write_fields
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+
+STATE = ("config.extraConfig", "config.template", "runtime.powerState")
+_MADE = ("config.files.vmPathName", "config.hardware.device", "config.extraConfig")
+_TASK_TIMEOUT = 600  # seconds for what is not the making of disks
+
+CREATED = "created"
+PREPARED = "prepared"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Whose unfinished restore a VM is."""
+
+    restore_id: str
+    stage: str
+    template: bool = False
+
+    def text(self) -> str:
+        """As it stands in the VM's settings."""
+        return json.dumps({"id": self.restore_id, "stage": self.stage, "template": self.template})
+
+    @staticmethod
+    def of(options: Any) -> Mark | None:
+        """The mark among a VM's settings (``config.extraConfig``), or None."""
+        value = extra_config.value(options or (), extra_config.MARK)
+        try:
+            found = json.loads(value)
+            return Mark(str(found["id"]), str(found["stage"]), bool(found["template"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made. ``vm`` is set when an earlier run of the same restore made it already,
+    ``leftover`` when one began to and was killed.
+    """
+
+    target: dict[str, Any]
+    warnings: list[str]
+    site: vm_placement.Site | None = None
+    vm: Any = None
+    leftover: Any = None
+
+
+def plan(
+    c: Connection,
+    document: Mapping[str, Any],
+    wishes: vm_placement.Wishes,
+    changes: vm_retarget.Changes,
+    restore_id: str,
+) -> Plan:
+    """Find out what has to be made; changes nothing.
+
+    :raises NotSupported: there is another VM of that name in the folder, or one of that identity anywhere
+    """
+    path = f"{wishes.folder.strip('/')}/{inventory.escape(changes.name)}"
+    there = c.read(c.content.searchIndex.FindByInventoryPath, path)
+    if there is not None and _own_mark(c, there, f"/{path}", restore_id).stage == PREPARED:
+        return Plan(dict(document), [], vm=there)
+    site = vm_placement.find(c, wishes, document["placement"])
+    target, warnings = vm_retarget.retarget(document, changes, site)
+    target["placement"].update(folder=wishes.folder, datacenter=site.datacenter, resource_pool=site.pool_path)
+    warnings += _original(c, document, changes)
+    return Plan(target, warnings, site, leftover=there)
+
+
+def create(c: Connection, made: Plan, nvram: bytes | None, restore_id: str, timeout: float) -> tuple[Any, list[str]]:
+    """Make the VM of a plan, switched off, with empty disks.
+
+    Whatever goes wrong on the way, the VM does not stay.
+
+    :param timeout: seconds for making the VM with its disks
+    :returns: the VM, and warnings
+    """
+    if made.leftover is not None:
+        _destroy(c, made.leftover)
+    mark = Mark(restore_id, CREATED, made.target["vm"].get("template", False))
+    spec = vm_config.config_spec(made.target, {extra_config.MARK: mark.text()})
+    task = c.call(made.site.folder.CreateVM_Task, config=spec, pool=made.site.pool, host=made.site.host)
+    vm = tasks.wait(c, task, timeout=timeout, on_timeout="cancel")
+    try:
+        return vm, _prepare(c, vm, made.target, nvram, replace(mark, stage=PREPARED))
+    except BaseException:
+        # The cause is what matters; a VM that cannot be deleted now still has its mark.
+        with contextlib.suppress(BackupError):
+            _destroy(c, vm)
+        raise
+
+
+def disk_map(c: Connection, vm: Any, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where each disk of ``document`` is in the VM that was made from it.
+
+    :returns: {source_backing_uuid, source_key, key, label, backing_uuid, capacity, path} per disk of the new VM
+    :raises NotSupported: the VM does not have the disks that the document says
+    """
+    devices = c.retrieve([vm], {vim.VirtualMachine: ["config.hardware.device"]})[vm]["config.hardware.device"]
+    before, now = device_specs.slots(document), device_specs.slots(vm_devices.read(devices, {}))
+    found = []
+    for place, disk in now.items():
+        source = before.get(place)
+        if source is None or source["capacity"] != disk["capacity"]:
+            raise NotSupported(
+                f"{disk['label']} of the unfinished VM is not as the configuration says.",
+                "Remove the VM by state=absent and restore again.",
+            )
+        same = {key: disk[key] for key in ("key", "label", "backing_uuid", "capacity", "path")}
+        found.append({"source_backing_uuid": source["backing_uuid"], "source_key": source["key"], **same})
+    return sorted(found, key=lambda disk: disk["source_key"])
+
+
+def remove(c: Connection, vm: Any, props: Mapping[str, Any], restore_id: str | None) -> None:
+    """Delete the VM of an unfinished restore with its disks; ``check_removable`` says whether it may be."""
+    check_removable(props, restore_id)
+    _destroy(c, vm)
+
+
+def check_removable(props: Mapping[str, Any], restore_id: str | None) -> None:
+    """Refuse everything but a switched-off VM with the mark (of ``restore_id``, if given).
+
+    :param props: the VM's name and STATE
+    :raises NotSupported: it must not be deleted
+    """
+    mark, name = Mark.of(props.get("config.extraConfig")), inventory.unescape(props["name"])
+    if mark is None:
+        raise NotSupported(
+            f"The VM {name} is not an unfinished restore, so it is not deleted.", "Delete it by hand if you must."
+        )
+    if restore_id not in (None, mark.restore_id):
+        raise NotSupported(
+            f"The VM {name} is the unfinished restore {mark.restore_id}, not {restore_id}.", "Check name and restore_id."
+        )
+    if props.get("runtime.powerState") != "poweredOff":
+        raise NotSupported(
+            f"The VM {name} is an unfinished restore, but it is switched on.",
+            "Switch it off if it is not in use, or keep it by state=finished.",
+        )
+
+
+def pending(props: Mapping[str, Any], power_state: str | None) -> list[str]:
+    """What ``finish`` has to do: some of ``unmark``, ``template`` and ``power_on``."""
+    mark = Mark.of(props.get("config.extraConfig"))
+    template = bool(props.get("config.template"))
+    if mark is not None and mark.stage != PREPARED:
+        raise NotSupported(
+            f"The VM {inventory.unescape(props['name'])} is not completely made yet.", "Run state=present again first."
+        )
+    steps = [] if mark is None else ["unmark"]
+    wants_power = power_state == "poweredOn" and props.get("runtime.powerState") != "poweredOn"
+    if wants_power and (template or (mark is not None and mark.template)):
+        raise InvalidInput("A template cannot be switched on.", "Leave power_state out.")
+    if mark is not None and mark.template and not template:
+        steps.append("template")
+    return [*steps, "power_on"] if wants_power else steps
+
+
+def finish(c: Connection, vm: Any, steps: list[str], timeout: float) -> None:
+    """Take the mark off, and make the VM a template or switch it on where ``steps`` say so.
+
+    Change tracking stays off: what was written below it would be missing from its answers. A backup
+    switches it on and begins a new chain.
+    """
+    if "unmark" in steps:
+        _reconfigure(c, vm, vim.vm.ConfigSpec(extraConfig=vm_config.options({extra_config.MARK: ""})))
+    if "template" in steps:
+        c.call(vm.MarkAsTemplate)
+    if "power_on" in steps:
+        tasks.wait(c, c.call(vm.PowerOnVM_Task), timeout=timeout)
+
+
+def _own_mark(c: Connection, there: Any, path: str, restore_id: str) -> Mark:
+    """The mark of the VM that is there already, if it is of this restore."""
+    props = c.retrieve([there], {vim.VirtualMachine: ["config.extraConfig"]}).get(there, {})
+    mark = Mark.of(props.get("config.extraConfig"))
+    if mark is None:
+        raise NotSupported(f"{path} exists already.", "Give another name or folder; nothing is overwritten.")
+    if mark.restore_id != restore_id:
+        raise NotSupported(
+            f"{path} exists: it is the unfinished restore {mark.restore_id}.",
+            "Remove it by state=absent, or give another name or folder.",
+        )
+    return mark
+
+
+def _original(c: Connection, document: Mapping[str, Any], changes: vm_retarget.Changes) -> list[str]:
+    uuid = document["vm"]["instance_uuid"]
+    found = c.read(c.content.searchIndex.FindAllByUuid, None, uuid, True, True) if uuid else []
+    if not found:
+        return []
+    moid = found[0]._GetMoId()
+    if changes.identity == "keep":
+        raise NotSupported(
+            f"The VM {moid} has the instance UUID {uuid} already.",
+            "Give identity=new, or remove that VM first.",
+            moid=moid,
+        )
+    if changes.mac_policy == "keep" and document["nics"]:
+        return [
+            f"The original VM ({moid}) exists: the restored one has its MAC addresses. "
+            "Do not connect both to one network, or give mac_policy=generate."
+        ]
+    return []
+
+
+def _prepare(
+    c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes | None, mark: Mark
+) -> list[str]:
+    props = c.retrieve([vm], {vim.VirtualMachine: _MADE})[vm]
+    spec = vim.vm.ConfigSpec()
+    settings = {extra_config.MARK: mark.text()}
+    if nvram is not None and not document.get("encryption"):
+        settings["nvram"] = _upload_nvram(c, props["config.files.vmPathName"], document, nvram)
+    devices = props["config.hardware.device"]
+    order = vm_config.boot_order(document, _new_keys(document, devices))
+    if order:
+        # Keys of devices exist only now, and a boot order without the rest of the options might reset them.
+        write_fields(spec, vm_config.SETTINGS["firmware"], document["settings"].get("firmware", {}))
+        spec.bootOptions = spec.bootOptions or vim.vm.BootOptions()
+        spec.bootOptions.bootOrder = order
+    warnings = _overruled_macs(document, devices) + _set_custom_attributes(c, vm, document)
+    spec.extraConfig = vm_config.options(settings)
+    _reconfigure(c, vm, spec)  # last: the mark says that all of it is done
+    return warnings
+
+
+def _upload_nvram(c: Connection, vmx: str, document: Mapping[str, Any], nvram: bytes) -> str:
+    name = vmx.rpartition("/")[2]
+    name = (name[: -len(".vmx")] if name.endswith(".vmx") else name) + ".nvram"
+    datacenter = document["placement"]["datacenter"]
+    datastore_files.upload(c, datacenter, datastore_files.sibling(vmx, name), nvram)
+    return name
+
+
+def _new_keys(document: Mapping[str, Any], devices: Any) -> dict[int, int]:
+    hardware = vm_devices.read(devices, {})
+    before, now = device_specs.slots(document), device_specs.slots(hardware)
+    keys = {before[place]["key"]: now[place]["key"] for place in before if place in now}
+    pairs = zip(sorted(nic["key"] for nic in document["nics"]), sorted(nic["key"] for nic in hardware["nics"]))
+    return {**keys, **dict(pairs)}
+
+
+def _overruled_macs(document: Mapping[str, Any], devices: Any) -> list[str]:
+    now = sorted(vm_devices.read(devices, {})["nics"], key=lambda nic: nic["key"])
+    return [
+        f"{nic['label']}: vSphere gave the MAC address {new.get('mac')} instead of {nic['mac']}."
+        for nic, new in zip(sorted(document["nics"], key=lambda nic: nic["key"]), now)
+        if nic.get("mac") and nic["mac"].lower() != str(new.get("mac")).lower()
+    ]
+
+
+def _set_custom_attributes(c: Connection, vm: Any, document: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    for name, value in document.get("custom_attributes", {}).items():
+        try:
+            c.call(vm.setCustomValue, name, value)
+        except VsphereFault as error:
+            warnings.append(f"The custom attribute {name} was not set: {error.message}")
+    return warnings
+
+
+def _reconfigure(c: Connection, vm: Any, spec: Any) -> None:
+    tasks.wait(c, c.call(vm.ReconfigVM_Task, spec), timeout=_TASK_TIMEOUT)
+
+
+def _destroy(c: Connection, vm: Any) -> None:
+    tasks.wait(c, c.call(vm.Destroy_Task), timeout=_TASK_TIMEOUT)
