@@ -271,6 +271,11 @@ MOST_RETURNED = 1000  # areas of one disk in the result
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
+    if module.params["snapshot"] and module.params["tracking"] == "enabled":
+        raise InvalidInput(
+            "Change tracking cannot be switched on while the snapshot exists.",
+            "Run the module without snapshot first, before the snapshot is made.",
+        )
     with Connection(_options.endpoint(module.params)) as c:
         return _query(module, c) if module.params["snapshot"] else _track(module, c)
 

@@ -124,7 +124,7 @@ def inspect(vm: str, properties: Mapping[str, Any]) -> Tracking:
 def _obstacle(vm: str, properties: Mapping[str, Any], foreign: list[str]) -> str | None:
     hardware = re.fullmatch(r"vmx-(\d+)", properties.get("config.version") or "")
     if hardware and int(hardware[1]) < FIRST_HARDWARE:
-        return f"hardware version {hardware[1]} has no change tracking, {FIRST_HARDWARE} and later have"
+        return f"hardware version {int(hardware[1])} has no change tracking, {FIRST_HARDWARE} and later have"
     if properties.get("capability.changeTrackingSupported") is False:
         return "this virtual machine does not support change tracking"
     if foreign:

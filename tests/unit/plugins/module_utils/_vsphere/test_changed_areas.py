@@ -8,9 +8,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     ConnectionFailed,
     InvalidInput,
@@ -20,6 +17,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas as subject
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Host, Page, Since
+from hypothesis import given
+from hypothesis import strategies as st
 
 KIB = 1024
 CAPACITY = 1 << 20
@@ -210,3 +209,59 @@ def test_a_change_id_has_two_parts(tracking, number):
 def test_other_texts_are_no_change_id(text):
     with pytest.raises(InvalidInput):
         subject.parse_change_id(text)
+
+
+# which record speaks of which disk
+
+
+def two_disks():
+    return [disk(), disk(key=2001, label="Hard disk 2", backing_uuid="uuid-2")]
+
+
+def record(**known):
+    return {"parent": "/p", "something": "else", **known}
+
+
+def test_a_moved_disk_is_known_by_its_backing_uuid():
+    found = subject.match([record(key=2000, backing_uuid="uuid-2", capacity="1048576")], two_disks())
+    assert found == {2001: Since(backing_uuid="uuid-2", capacity=CAPACITY, parent="/p")}
+
+
+def test_a_replaced_disk_is_known_by_its_key():
+    found = subject.match(
+        [record(key=2000, backing_uuid="uuid-0"), record(key=2001, backing_uuid="uuid-2")], two_disks()
+    )
+    assert {key: since.backing_uuid for key, since in found.items()} == {2000: "uuid-0", 2001: "uuid-2"}
+
+
+def test_the_key_gives_way_to_the_backing_uuid():
+    """Two disks changed places: no record may be taken for the other's."""
+    found = subject.match([record(key=2001, backing_uuid="uuid-1"), record(key=2000, backing_uuid="gone")], two_disks())
+    assert {key: since.backing_uuid for key, since in found.items()} == {2000: "uuid-1"}
+
+
+def test_a_disk_that_is_gone_has_no_say():
+    assert subject.match([record(key=2007, backing_uuid="uuid-7")], two_disks()) == {}
+
+
+@pytest.mark.parametrize("selector", [2001, "2001", "Hard disk 2", "UUID-2"])
+def test_a_record_by_hand_names_its_disk(selector):
+    assert list(subject.match([{"disk": selector, "change_id": "*"}], two_disks())) == [2001]
+
+
+def test_two_records_of_one_disk_are_refused():
+    with pytest.raises(InvalidInput, match="Two records of since speak of the disk 2000"):
+        subject.match([{"disk": 2000}, record(backing_uuid="uuid-1")], two_disks())
+
+
+def test_a_capacity_that_is_no_number_is_refused():
+    with pytest.raises(InvalidInput, match="no number of bytes"):
+        subject.match([record(backing_uuid="uuid-1", capacity="big")], two_disks())
+
+
+def test_two_disks_with_one_backing_uuid_are_both_full():
+    twins = [disk(), disk(key=2001)]
+    found = subject.match([record(backing_uuid="uuid-1", change_id=BEFORE)], twins)
+    for twin in twins:
+        decision = subject.decide(twin, found[twin.key], never, arithmetic.normalise)
+        assert decision.reason == "2 disks have the backing UUID uuid-1"
