@@ -43,7 +43,8 @@ def run_module(
 ) -> None:
     """Build the AnsibleModule, call ``run`` and turn its outcome into the module's answer.
 
-    :param run: does the work; returns the module's result (with ``changed``)
+    :param run: does the work; returns the module's result (with ``changed``); its ``warnings`` are shown and,
+        if there are any, returned under that name
     :param argument_spec: the module's own options
     :param groups: the shared option groups that the module takes
     :param kwargs: further arguments of AnsibleModule; check mode is supported unless said otherwise
@@ -78,6 +79,8 @@ def run_module(
             exception=traceback.format_exc(),
             **error.details,
         )
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
     module.exit_json(**result)
 
 

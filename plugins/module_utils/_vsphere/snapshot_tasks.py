@@ -27,6 +27,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import di
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 
+STATE_PROPERTIES = ("snapshot", "runtime.consolidationNeeded")
+_DEVICES = "config.hardware.device"
 _QUIESCE_FAULTS = ("ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable")
 _CREATED_BY = ("VirtualMachine.createSnapshot", "VirtualMachine.createSnapshotEx")
 
@@ -84,11 +86,11 @@ class State:
 
 def create(
     c: Connection, vm: Any, properties: Mapping[str, Any], wish: Wish, patience: Patience
-) -> tuple[dict[str, Any], State, list[str]]:
+) -> tuple[State, dict[str, Any], list[str]]:
     """Make a snapshot.
 
     :param properties: what ``find_vm`` read of ``snapshots.PROPERTIES``
-    :returns: its record (with ``consistency`` and ``disks``), the state after it, warnings
+    :returns: the state after it, its record (with ``consistency`` and ``disks``), and warnings
     :raises NotSupported: the guest cannot be quiesced and the policy is ``fail``
     """
     quiesce, warnings = plan_quiesce(properties, wish)
@@ -109,7 +111,7 @@ def create(
         except NotSupported:
             remove(c, vm, [snapshot], children=False, patience=patience)
             raise
-    return describe(snapshot, devices[snapshot.moid], applications=wish.vss is not None), state, warnings
+    return state, describe(snapshot, devices[snapshot.moid], applications=wish.vss is not None), warnings
 
 
 def plan_quiesce(properties: Mapping[str, Any], wish: Wish) -> tuple[bool, list[str]]:
@@ -142,13 +144,33 @@ def look(c: Connection, vm: Any, made: Iterable[Any] = ()) -> tuple[State, dict[
     :returns: the state, and {snapshot moid: disks}
     """
     made = list(made)
-    wanted = {vim.VirtualMachine: ["snapshot", "runtime.consolidationNeeded"]}
-    if made:
-        wanted[vim.vm.Snapshot] = ["config.hardware.device"]
+    wanted = {vim.VirtualMachine: STATE_PROPERTIES, vim.vm.Snapshot: [_DEVICES]}
     read = c.retrieve([vm, *made], wanted)
-    state = state_of(read[vm])
-    frozen = {one._GetMoId(): disks.from_devices(read.get(one, {}).get("config.hardware.device", ())) for one in made}
-    return state, frozen
+    return state_of(read[vm]), {one._GetMoId(): disks.from_devices(read.get(one, {}).get(_DEVICES, ())) for one in made}
+
+
+def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot) -> tuple[State, dict[str, Any]]:
+    """The VM's snapshots now, and the record of one of them with its disks, in one request."""
+    state, frozen = look(c, vm, [_managed(c, snapshot)])
+    return state, describe(snapshot, frozen[snapshot.moid])
+
+
+def describe_all(
+    c: Connection, chosen: Iterable[snapshots.Snapshot]
+) -> dict[snapshots.Snapshot, dict[str, Any]]:
+    """Records of snapshots with disks and ``age_seconds``, in two requests for any number of them."""
+    managed = {snapshot: _managed(c, snapshot) for snapshot in chosen}
+    if not managed:
+        return {}
+    now = c.read(vim.ServiceInstance("ServiceInstance", c.stub).CurrentTime)
+    read = c.retrieve(managed.values(), {vim.vm.Snapshot: [_DEVICES]})
+    return {
+        snapshot: {
+            **describe(snapshot, disks.from_devices(read.get(one, {}).get(_DEVICES, ()))),
+            "age_seconds": max(0, round((now - snapshot.created).total_seconds())),
+        }
+        for snapshot, one in managed.items()
+    }
 
 
 def describe(
@@ -180,10 +202,10 @@ def check_space(c: Connection, vm: Any, floor: int) -> None:
         )
 
 
-def rename(c: Connection, snapshot: snapshots.Snapshot, name: str, description: str) -> None:
-    """Give a snapshot a name and a text; its stamp stays."""
+def rename(c: Connection, wanted: snapshots.Snapshot) -> None:
+    """Give a snapshot the name and the description (with its stamp) that ``wanted`` has."""
     # Doing it twice is as good as once.
-    c.read(_managed(c, snapshot).RenameSnapshot, name, stamps.join(description, snapshot.stamp))
+    c.read(_managed(c, wanted).RenameSnapshot, wanted.name, stamps.join(wanted.description, wanted.stamp))
 
 
 def remove(

@@ -97,12 +97,12 @@ def flatten(info: Any) -> list[Snapshot]:
     return found
 
 
-def nest(snapshots: Iterable[Snapshot], describe: Any = Snapshot.as_dict) -> list[dict[str, Any]]:
-    """The tree again: each record (made by ``describe``) with its ``children``."""
-    records = {snapshot.id: {**describe(snapshot), "children": []} for snapshot in snapshots}
-    roots = []
-    for record in records.values():
-        parent = records.get(record["parent_id"])
+def nest(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tree again, from snapshots' records: each with its ``children``. Records without their parent are roots."""
+    nodes = {record["id"]: {**record, "children": []} for record in records}
+    roots: list[dict[str, Any]] = []
+    for record in nodes.values():
+        parent = nodes.get(record["parent_id"])
         (parent["children"] if parent else roots).append(record)
     return roots
 
