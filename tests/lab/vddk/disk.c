@@ -276,7 +276,7 @@ EXPORT VixError VixDiskLib_Close(Handle *handle)
     if (!exclusive_begin("Close"))
         return FAIL;
     pthread_mutex_lock(&handle->lock);
-    int waiting = handle->in_flight;
+    int waiting = handle->unfinished;
     pthread_mutex_unlock(&handle->lock);
     forget_object(handle);
     io_stop(handle);

@@ -89,10 +89,14 @@ static void finish(Handle *handle, Request *request)
     VixError result = request->result;
     if (result == OK)
         result = serve(handle, request->write, request->start, request->count, request->buffer);
-    request->done(request->data, result);
+    /* A client may issue its next request as soon as it is told: this one counts no more. */
     pthread_mutex_lock(&handle->lock);
     handle->in_flight--;
     handle->bytes_in_flight -= (long long)(request->count * SECTOR);
+    pthread_mutex_unlock(&handle->lock);
+    request->done(request->data, result);
+    pthread_mutex_lock(&handle->lock);
+    handle->unfinished--;
     pthread_cond_broadcast(&handle->changed);
     pthread_mutex_unlock(&handle->lock);
     free(request);
@@ -144,6 +148,7 @@ static void enqueue(Handle *handle, Request *request)
 {
     pthread_mutex_lock(&handle->lock);
     handle->in_flight++;
+    handle->unfinished++;
     handle->bytes_in_flight += (long long)(request->count * SECTOR);
     if (handle->in_flight > handle->most_in_flight)
         handle->most_in_flight = handle->in_flight;
@@ -199,7 +204,7 @@ EXPORT VixError VixDiskLib_Wait(Handle *handle)
     if (!initialised() || !known_object(handle))
         return violation(INVALID_HANDLE, "Wait for no handle");
     pthread_mutex_lock(&handle->lock);
-    while (handle->in_flight > 0)
+    while (handle->unfinished > 0)
         pthread_cond_wait(&handle->changed, &handle->lock);
     pthread_mutex_unlock(&handle->lock);
     return OK;

@@ -59,7 +59,8 @@ typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     Request *first;
-    int in_flight, most_in_flight;
+    int in_flight, most_in_flight; /* issued, not served */
+    int unfinished;                /* issued, callback not yet returned */
     long long bytes_in_flight;
     bool closing;
     pthread_t *servers;

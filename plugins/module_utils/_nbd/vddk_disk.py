@@ -1,0 +1,357 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: one disk behind libvixDiskLib, kept open through lost connections."""
+
+from __future__ import annotations
+
+import bisect
+import concurrent.futures
+import ctypes
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, Iterator
+
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import (
+    OUT_OF_MEMORY,
+    Parameters,
+    Status,
+    VddkError,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_library import (
+    ASYNC,
+    COMPLETION,
+    OPEN_READ_ONLY,
+    SECTOR,
+    Block,
+    BlockList,
+    Info,
+    Library,
+)
+
+CHUNK = 64 << 10  # the finest question about allocated blocks, in bytes
+WINDOW = 524288 * CHUNK  # the largest one
+LARGEST = 2 << 20  # hosts run out of memory with larger requests through vCenter
+LONGEST_DELAY = 30.0  # seconds
+KEEP_ALIVE = 30.0  # seconds; half of the read timeout that the library is given
+VERBS = {"read": "Reading", "write": "Writing"}
+
+
+def allocated(blocks: Sequence[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Cover [start, end) with (start, length, is allocated), from sorted allocated (start, length)."""
+    position = start
+    for index in range(max(0, bisect.bisect_right(blocks, (start, sys.maxsize)) - 1), len(blocks)):
+        first, last = blocks[index][0], sum(blocks[index])
+        if first >= end:
+            break
+        if first > position:
+            yield position, first - position, False
+            position = first
+        if last > position:
+            yield position, min(last, end) - position, True
+            position = min(last, end)
+    if position < end:
+        yield position, end - position, False
+
+
+class Disk:
+    """One disk, opened when first needed and again after each lost connection.
+
+    The library's rules: Open, Close and QueryAllocatedBlocks run in one thread; requests of one handle
+    are issued one at a time and finish in any order; after an error the handle is not used again.
+    """
+
+    def __init__(self, library: Library, parameters: Parameters, status: Status) -> None:
+        self.capacity = 0
+        self._library = library
+        self._parameters = parameters
+        self._status = status
+        self._opener = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._issue = threading.Lock()
+        self._completion = COMPLETION(self._complete)
+        self._waiting: dict[int, list[Any]] = {}  # number of a request: [lock, result]
+        self._numbers = itertools.count(1)
+        self._done = {"bytes_read": 0, "bytes_written": 0, "reads": 0, "writes": 0}
+
+        self._state = threading.Condition()  # guards what follows
+        self._connection: Any = None
+        self._handle: Any = None
+        self._lost = 0  # handles given up
+        self._closing = False
+        self._in_flight = 0
+        self._depth = parameters.depth
+        self._last_use = time.monotonic()
+
+        self._windows: dict[int, list[tuple[int, int]]] = {}
+        self._mapping = threading.Lock()
+        self.has_extents = parameters.extents and parameters.read_only
+        if self.has_extents and not hasattr(library, "QueryAllocatedBlocks"):
+            self._no_extents(VddkError("extents", f"{library.path} cannot tell which blocks are allocated."))
+
+    # Opening and closing
+
+    def open(self) -> None:
+        """Open the disk if it is not open."""
+        self._persist(self._enter_and_leave)
+
+    def close(self) -> None:
+        """Close the disk; what was written is flushed."""
+        with self._state:
+            self._state.wait_for(lambda: self._in_flight == 0)
+            if self._handle is not None:
+                self._opener.submit(self._close_now).result()
+        self._opener.shutdown()
+        self._status.event("closed", reopened=self._lost, **self._done)
+
+    def _what(self, verb: str) -> str:
+        each = self._parameters
+        return f"{verb} {each.path} of {each.vm} on {each.server}"
+
+    def _open_now(self) -> None:
+        library, parameters = self._library, self._parameters
+        connection, handle = ctypes.c_void_p(), ctypes.c_void_p()
+        with library.connect_params(parameters) as params:
+            snapshot = parameters.snapshot.encode() if parameters.snapshot else None
+            read_only = b"\1" if parameters.read_only else b"\0"
+            result = library.ConnectEx(params, read_only, snapshot, parameters.transports.encode(), connection)
+        library.check("connect", f"Connecting to {parameters.server}", result)
+        self._connection = connection
+        try:
+            flags = OPEN_READ_ONLY if parameters.read_only else 0
+            library.check(
+                "open", self._what("Opening"), library.Open(connection, parameters.path.encode(), flags, handle)
+            )
+            self._handle = handle
+            self.capacity = self._ask_capacity(handle)
+        except VddkError:
+            self._close_now()
+            raise
+        self._status.event(
+            "opened",
+            transport=library.GetTransportMode(handle).decode(),
+            version=".".join(map(str, library.version)),
+            capacity=self.capacity,
+            read_only=parameters.read_only,
+            generation=self._lost + 1,
+        )
+
+    def _ask_capacity(self, handle: Any) -> int:
+        info = ctypes.POINTER(Info)()
+        self._library.check("open", self._what("Asking about"), self._library.GetInfo(handle, info))
+        capacity: int = info.contents.capacity * SECTOR
+        self._library.FreeInfo(info)
+        if self._parameters.capacity not in (None, capacity):
+            raise VddkError(
+                "capacity",
+                f"{self._what('The disk')} has {capacity} bytes instead of {self._parameters.capacity}.",
+                hint="It was resized or replaced meanwhile; run again.",
+            )
+        return capacity
+
+    def _close_now(self) -> None:
+        handle, connection = self._handle, self._connection
+        self._handle = self._connection = None
+        if handle is not None:
+            self._library.Wait(handle)
+            if not self._parameters.read_only:
+                self._library.Flush(handle)
+            self._library.Close(handle)
+        self._library.Disconnect(connection)
+
+    # Requests
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer from the disk."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        self._transfer("read", self._library.ReadAsync, address, offset, len(buffer))
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write the data to the disk."""
+        address = ctypes.cast(data, ctypes.c_void_p).value or 0
+        self._transfer("write", self._library.WriteAsync, address, offset, len(data))
+
+    def _transfer(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:
+        for start in range(0, length, LARGEST):
+            piece = min(LARGEST, length - start)
+            self._persist(lambda at=start, size=piece: self._request(kind, function, address + at, offset + at, size))
+        with self._state:
+            self._done[f"{kind}s"] += 1
+            self._done["bytes_read" if kind == "read" else "bytes_written"] += length
+
+    def _request(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:
+        generation = self._enter()
+        try:
+            result = self._exchange(function, address, offset, length)
+        finally:
+            self._leave()
+        if result:
+            error = self._library.error(kind, f"{self._what(VERBS[kind])} at {offset}, {length} bytes,", result)
+            raise _Lost(generation, error)
+
+    def _exchange(self, function: Any, address: int, offset: int, length: int) -> int:
+        """Issue one request and wait for it; the buffer belongs to the library until then."""
+        number = next(self._numbers)
+        lock = threading.Lock()
+        lock.acquire()
+        entry = self._waiting[number] = [lock, 0]
+        with self._issue:
+            result = function(self._handle, offset // SECTOR, length // SECTOR, address, self._completion, number)
+        if result & 0xFFFF != ASYNC:
+            del self._waiting[number]
+            return result or 1  # success without a completion to come is no success
+        lock.acquire()
+        return entry[1]
+
+    def _complete(self, number: int, result: int) -> None:
+        """Called by the library, in any of its threads or inside the call that issued the request."""
+        entry = self._waiting.pop(number)
+        entry[1] = result
+        entry[0].release()
+
+    def flush(self) -> None:
+        """Wait for all requests and make them durable. A failed flush is not repeated: what a new handle
+        flushes is not what the old one had."""
+        self._enter()
+        try:
+            with self._issue:
+                result = self._library.Wait(self._handle) or self._library.Flush(self._handle)
+        finally:
+            self._leave()
+        if result:
+            raise self._library.error("flush", self._what("Flushing"), result)
+
+    def keep_alive(self) -> None:
+        """Read a sector if the handle has been idle for so long that the host may drop it."""
+        with self._state:
+            idle = time.monotonic() - self._last_use >= KEEP_ALIVE
+            if self._handle is None or self._closing or self._in_flight or not idle:
+                return
+            self._in_flight += 1
+        try:
+            # Its failure will be found, and answered, by the next request.
+            self._exchange(self._library.ReadAsync, ctypes.addressof(ctypes.create_string_buffer(SECTOR)), 0, SECTOR)
+        finally:
+            self._leave()
+
+    # Errors worth repeating
+
+    def _enter(self) -> int:
+        """Wait for a free place, open the disk if need be; returns the handle's generation."""
+        with self._state:
+            self._state.wait_for(lambda: not self._closing and self._in_flight < self._depth)
+            if self._handle is None:
+                try:
+                    self._opener.submit(self._open_now).result()
+                except VddkError as error:
+                    raise _Lost(self._lost, error) from None
+            self._in_flight += 1
+            return self._lost
+
+    def _leave(self) -> None:
+        with self._state:
+            self._in_flight -= 1
+            self._last_use = time.monotonic()
+            if self._closing:
+                self._state.notify_all()
+            else:
+                self._state.notify()
+
+    def _enter_and_leave(self) -> None:
+        self._enter()
+        self._leave()
+
+    def _persist(self, action: Callable[[], None]) -> None:
+        """Repeat the action on a new handle after errors that may pass, with growing pauses."""
+        for failures in itertools.count(1):
+            try:
+                action()
+                return
+            except _Lost as lost:
+                error = lost.error
+                if failures > min(error.repeats, self._parameters.retries):
+                    raise error from None
+                delay = min(LONGEST_DELAY, self._parameters.retry_delay * 2 ** (failures - 1))
+                if self._give_up(lost.generation, error):
+                    self._status.event("warning", **error.as_dict(), retry_in=delay)
+                time.sleep(delay)
+
+    def _give_up(self, generation: int, error: VddkError) -> bool:
+        """Close the handle of that generation; False when another request has done so."""
+        with self._state:
+            if generation != self._lost:
+                return False
+            self._lost += 1
+            self._closing = True
+            self._state.wait_for(lambda: self._in_flight == 0)
+            if self._handle is not None:
+                self._opener.submit(self._close_now).result()
+            if error.code == OUT_OF_MEMORY and self._depth > 1:
+                self._depth //= 2
+                self._status.event("depth", depth=self._depth)
+            self._closing = False
+            self._state.notify_all()
+            return True
+
+    # Allocated blocks
+
+    def extents(self, offset: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        """Cover the range with (start, length, is allocated)."""
+        end = offset + count
+        while offset < end:
+            index = offset // WINDOW
+            until = min(end, (index + 1) * WINDOW)
+            yield from allocated(self._window(index), offset, until)
+            offset = until
+
+    def _window(self, index: int) -> list[tuple[int, int]]:
+        """The allocated (start, length) of one window, in bytes; only a few windows are remembered."""
+        with self._mapping:
+            if index not in self._windows:
+                while len(self._windows) > 3:
+                    self._windows.pop(next(iter(self._windows)))
+                self._windows[index] = self._ask_window(index)
+            return self._windows[index]
+
+    def _ask_window(self, index: int) -> list[tuple[int, int]]:
+        start = index * WINDOW
+        whole = min(start + WINDOW, self.capacity - self.capacity % CHUNK)
+        blocks = [(start, whole - start)]
+        if self.has_extents and whole > start:
+            try:
+                blocks = self._opener.submit(self._ask_blocks, start, whole - start).result()
+            except VddkError as error:
+                self._no_extents(error)
+        if whole < min(start + WINDOW, self.capacity):
+            # The last, incomplete chunk cannot be asked about.
+            blocks.append((whole, self.capacity - whole))
+        return blocks
+
+    def _no_extents(self, error: VddkError) -> None:
+        self.has_extents = False
+        self._status.event("warning", **error.as_dict())
+
+    def _ask_blocks(self, start: int, length: int) -> list[tuple[int, int]]:
+        answer = ctypes.POINTER(BlockList)()
+        chunk = CHUNK // SECTOR
+        if self._handle is None:
+            raise VddkError("extents", "The connection was lost.")
+        result = self._library.QueryAllocatedBlocks(self._handle, start // SECTOR, length // SECTOR, chunk, answer)
+        self._library.check("extents", self._what("Asking for the allocated blocks of"), result)
+        count = answer.contents.count
+        place = ctypes.addressof(answer.contents) + BlockList.blocks.offset
+        blocks = [(each.offset * SECTOR, each.length * SECTOR) for each in (Block * count).from_address(place)]
+        self._library.FreeBlockList(answer)
+        return blocks
+
+
+class _Lost(Exception):
+    """An error on the handle of some generation."""
+
+    def __init__(self, generation: int, error: VddkError) -> None:
+        super().__init__(str(error))
+        self.generation = generation
+        self.error = error

@@ -1,0 +1,240 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: what the plugin ``vixdisklib`` is told and what it tells.
+
+Parameters come in as one JSON document, errors and events go out as JSON lines. Error codes and the
+settings of the library are VMware's; what follows from a code is the experience of public VDDK clients.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import threading
+import time
+import zlib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable
+
+OUT_OF_MEMORY = 2
+DISK_FULL = 8
+READ_ONLY_DISK = 11
+OPERATION_DISABLED = 20005
+
+DEFAULT_CONFIG = {
+    "vixDiskLib.nfc.AcceptTimeoutMs": 180000,
+    "vixDiskLib.nfc.RequestTimeoutMs": 180000,
+    "vixDiskLib.nfc.ReadTimeoutMs": 60000,
+    "vixDiskLib.nfc.WriteTimeoutMs": 600000,
+    "vixDiskLib.nfcFssrvr.TimeoutMs": 0,
+    "vixDiskLib.nfcFssrvrWrite.TimeoutMs": 0,
+    "vixDiskLib.nfcAio.Session.BufSizeIn64KB": 16,
+    "vixDiskLib.nfcAio.Session.BufCount": 4,
+    "vixDiskLib.phoneHome.EnablePhoneHome": 0,
+}
+
+
+_NETWORK = "Open TCP port 902 from the proxy to every ESXi host, and let it resolve their names."
+_RIGHTS = "Check the user's password and its privileges on the VM and its datastores."
+_VCENTER = "Check that the proxy reaches the server on port 443."
+_BUSY = "Another reader holds the disk; wait for it, or end a left-over job."
+_GONE = "The VM, its snapshot or the disk's file has gone; run the backup again."
+_HOST = "The ESXi host is in or on its way to maintenance mode; run again when another host can serve the disk."
+
+# code: (name, how often the same request is worth repeating on a new connection, next step)
+ERRORS: dict[int, tuple[str, int, str]] = {
+    1: (
+        "VIX_E_FAIL",
+        0,
+        "Compare the thumbprint with the server's certificate; a running VM's disk can be read by a snapshot only; "
+        "check the user's privileges.",
+    ),
+    2: ("VIX_E_OUT_OF_MEMORY", 8, "Let fewer disks of this host be copied at the same time, or use smaller requests."),
+    3: ("VIX_E_INVALID_ARG", 0, "Please report this: a request was not what the library allows."),
+    4: ("VIX_E_FILE_NOT_FOUND", 0, _GONE),
+    5: ("VIX_E_OBJECT_IS_BUSY", 8, _BUSY),
+    6: ("VIX_E_NOT_SUPPORTED", 0, "This server or this library cannot do it."),
+    7: ("VIX_E_FILE_ERROR", 1, "Look into the events of the datastore."),
+    8: ("VIX_E_DISK_FULL", 0, "Free space on the datastore."),
+    9: ("VIX_E_INCORRECT_FILE_TYPE", 0, ""),
+    10: ("VIX_E_CANCELLED", 0, ""),
+    11: ("VIX_E_FILE_READ_ONLY", 0, "The disk was opened for reading only."),
+    12: ("VIX_E_FILE_ALREADY_EXISTS", 0, ""),
+    13: ("VIX_E_FILE_ACCESS_ERROR", 1, f"{_NETWORK} {_RIGHTS} For hotadd the proxy needs a free SCSI slot."),
+    15: ("VIX_E_FILE_ALREADY_LOCKED", 8, _BUSY),
+    26: ("VIX_E_HOST_NOT_CONNECTED", 8, _VCENTER),
+    29: ("VIX_E_UNFINISHED_JOB", 8, ""),
+    31: ("VIX_E_OPERATION_ALREADY_IN_PROGRESS", 8, ""),
+    32: ("VIX_E_LICENSE", 0, "The ESXi host's licence does not allow backups."),
+    34: ("VIX_E_VM_HOST_DISCONNECTED", 8, _NETWORK),
+    35: ("VIX_E_AUTHENTICATION_FAIL", 0, _RIGHTS),
+    36: ("VIX_E_HOST_CONNECTION_LOST", 8, _NETWORK),
+    3014: ("VIX_E_HOST_USER_PERMISSIONS", 0, _RIGHTS),
+    4000: ("VIX_E_VM_NOT_FOUND", 0, _GONE),
+    13003: ("VIX_E_SNAPSHOT_NOTFOUND", 0, _GONE),
+    14006: ("VIX_E_NBD_HANDSHAKE", 8, _NETWORK),
+    14007: ("VIX_E_NBD_SOCKET", 8, _NETWORK),
+    14008: ("VIX_E_NBD_SERVER_NOT_FOUND", 2, _NETWORK),
+    14009: ("VIX_E_NBD_CONN_REFUSED", 2, _NETWORK),
+    14010: ("VIX_E_NBD_TCP_ERROR", 8, _NETWORK),
+    14011: ("VIX_E_NBD_TCP_CONN_LOST", 8, _NETWORK),
+    14014: ("VIX_E_HOST_SERVER_SHUTDOWN", 8, _HOST),
+    14015: ("VIX_E_HOST_SERVER_NOT_AVAILABLE", 8, _HOST),
+    16007: ("VIX_E_DISK_OUTOFRANGE", 0, "Please report this: a request went past the end of the disk."),
+    16027: ("VIX_E_DISK_TOOMANYOPENFILES", 8, ""),
+    16053: ("VIX_E_DISK_SUBSYSTEM_INIT_FAIL", 0, "Unpack VDDK again: parts of it are missing."),
+    16064: ("VIX_E_DISK_NOLICENSE", 0, "The ESXi host's licence does not allow backups."),
+    18000: ("VIX_E_CANNOT_CONNECT_TO_HOST", 8, _VCENTER),
+    20005: (
+        "VIX_E_OPERATION_DISABLED",
+        0,
+        "Storage vMotion of the VM is already forbidden, perhaps by a left-over job.",
+    ),
+    26000: ("VIX_E_ASYNC_MIXEDMODE_UNSUPPORTED", 0, "Please report this."),
+    30006: ("VIX_E_HTTP_COULDNT_RESOLVE_HOST", 8, _VCENTER),
+    30007: ("VIX_E_HTTP_COULDNT_CONNECT", 8, _VCENTER),
+    30028: ("VIX_E_HTTP_TIMEOUT", 8, _VCENTER),
+}
+
+
+class VddkError(Exception):
+    """A call failed, or cannot be made.
+
+    :param stage: load, init, connect, open, capacity, read, write, flush ...
+    :param message: the object and the cause
+    :param code: the library's error code without its upper bits; None for errors that we found
+    :param hint: the next step; that of the code when empty
+    """
+
+    def __init__(self, stage: str, message: str, code: int | None = None, hint: str = "") -> None:
+        name, self.repeats, known_hint = ERRORS.get(code or 0, ("", 0, ""))
+        super().__init__(message)
+        self.stage = stage
+        self.code = code
+        self.name = name
+        self.message = message
+        self.hint = hint or known_hint
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the status file says about the error."""
+        return {"stage": self.stage, "code": self.code, "name": self.name, "message": self.message, "hint": self.hint}
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The JSON document; sizes in bytes, times in seconds."""
+
+    library_dir: str
+    server: str
+    username: str
+    password: str = field(repr=False)
+    thumbprint: str
+    vm: str  # managed object ID
+    path: str = ""  # "[datastore] folder/disk.vmdk"; not needed by the one-shot calls
+    port: int = 443
+    snapshot: str | None = None  # managed object ID
+    read_only: bool = True
+    transports: str = "nbdssl:nbd"
+    capacity: int | None = None  # a disk of another size is refused
+    status_file: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # over DEFAULT_CONFIG; None takes a default out
+    extents: bool = True
+    depth: int = 32  # requests in flight
+    retries: int = 6
+    retry_delay: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Parameters:
+        """Read the document; names what is missing or unknown."""
+        try:
+            values = json.loads(text)
+            known = {each.name for each in fields(cls)}
+            unknown = sorted(set(values) - known)
+            if unknown:
+                raise ValueError(f"unknown: {', '.join(unknown)}")
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise VddkError("parameters", f"The plugin's parameters are wrong: {error}.") from None
+
+
+def read_parameters(where: str) -> Parameters:
+    """Read the document from ``-<descriptor>``, or from a file that is deleted then."""
+    if re.fullmatch(r"-\d+", where):
+        with os.fdopen(int(where[1:]), encoding="utf-8") as stream:
+            return Parameters.parse(stream.read())
+    file = Path(where)
+    text = file.read_text(encoding="utf-8")
+    file.unlink()
+    return Parameters.parse(text)
+
+
+def config_text(config: dict[str, Any], tmp_directory: str) -> str:
+    """The library's configuration file: our defaults under what the user wants."""
+    merged = {"tmpDirectory": tmp_directory, **DEFAULT_CONFIG, **config}
+    lines = []
+    for key, value in merged.items():
+        if value is None:
+            continue
+        shown = str(int(value)) if isinstance(value, (bool, int)) else f'"{value}"'
+        if re.search(r"[\r\n=]", key) or re.search(r"[\r\n]", shown):
+            raise VddkError("parameters", f"The VDDK setting {key!r} contains a line break or an equals sign.")
+        lines.append(f"{key}={shown}\n")
+    return "".join(lines)
+
+
+def write_config(config: dict[str, Any]) -> str:
+    """Write the configuration file and return its path. The directory outlives the process: the library
+    keeps in it what its clean-up after a crash needs."""
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast.backup" / "vddk"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = config_text(config, str(directory))
+    # Processes with the same settings share one file; the rename keeps it whole for each of them.
+    path = directory / f"{zlib.crc32(text.encode()):08x}.conf"
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return str(path)
+
+
+class Status:
+    """Appends JSON lines to the status file, each with its time, and keeps secrets out."""
+
+    def __init__(self, path: str | None, secret: str = "", debug: Callable[[str], Any] = lambda text: None) -> None:
+        self._path = path
+        self._debug = debug
+        self._secret = secret
+        self._lock = threading.Lock()
+        self._errors: set[Any] = set()
+        self._log: collections.deque[str] = collections.deque(maxlen=5)
+
+    def log(self, text: str, is_warning: bool) -> None:
+        """Take a line of the library's log, which may be the background of an error."""
+        text = self._clean(text)
+        if is_warning:
+            self._log.append(text)
+        self._debug(text)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Write one line."""
+        if self._path is None:
+            return
+        line = self._clean(json.dumps({"event": event, "time": time.time(), **facts}))
+        with self._lock, Path(self._path).open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+
+    def error(self, error: VddkError) -> None:
+        """Write an error that ends the copy, once: many requests may fail for the same cause."""
+        if (error.stage, error.code) not in self._errors:
+            self._errors.add((error.stage, error.code))
+            self.event("error", **error.as_dict(), log=list(self._log))
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._secret, "********") if self._secret else text
