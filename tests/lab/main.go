@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/vmware/govmomi/simulator"
@@ -36,6 +37,7 @@ type options struct {
 	vms        int
 	datastores int
 	hosts      int
+	viReleases string
 	verbose    bool
 }
 
@@ -46,10 +48,11 @@ func parseFlags() options {
 	flag.StringVar(&o.user, "user", "backup@vsphere.local", "the only user")
 	flag.StringVar(&o.password, "password", "Secret-7", "that user's password")
 	flag.StringVar(&o.root, "root", "", "directory for all files, removed at the end; a temporary one if empty")
-	flag.StringVar(&o.vddk, "vddk", "", "directory of the stand-in VDDK, named in the ready line")
+	flag.StringVar(&o.vddk, "vddk", "", "directory of the built stand-in for VDDK, of which the lab makes its own copy")
 	flag.IntVar(&o.vms, "vms", 0, "VMs to begin with: powered off, one empty 1 GiB disk each")
 	flag.IntVar(&o.datastores, "datastores", 1, "datastores, mounted on all hosts")
 	flag.IntVar(&o.hosts, "hosts", 2, "hosts of the one cluster")
+	flag.StringVar(&o.viReleases, "vi-releases", "8.0.1.0,8.0.2.0,8.0.3.0", "releases of VI JSON; none for a vCenter without it")
 	flag.BoolVar(&o.verbose, "verbose", false, "log to standard error")
 	flag.Parse()
 	return o
@@ -103,7 +106,7 @@ func start(o options) (*lab, error) {
 	service.Listen = &url.URL{Host: net.JoinHostPort(o.host, strconv.Itoa(o.port)), User: url.UserPassword(o.user, o.password)}
 	service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	service.ServeMux = http.NewServeMux()
-	json := newVIJSON(s.front(service.ServeMux), viReleases)
+	json := newVIJSON(s.front(service.ServeMux), strings.Split(o.viReleases, ","))
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
 	server := service.NewServer()
@@ -123,9 +126,10 @@ func start(o options) (*lab, error) {
 	}
 	s.ready = ready{
 		Host: o.host, Port: port, URL: fmt.Sprintf("https://%s:%d/sdk", o.host, port), User: o.user, Password: o.password,
-		Thumbprint: thumbprint, CAFile: caFile, Control: "http://" + control.Addr().String(), Root: o.root, VddkLibdir: o.vddk,
+		Thumbprint: thumbprint, CAFile: caFile, Control: "http://" + control.Addr().String(), Root: o.root, VddkLibdir: filepath.Join(o.root, "vddk"),
 	}
-	go func() { _ = http.Serve(control, s.controlMux()) }()
+	mux := s.controlMux()
+	go func() { _ = http.Serve(control, mux) }()
 	return &lab{s, model, server, control}, nil
 }
 

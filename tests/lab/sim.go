@@ -180,7 +180,8 @@ func (s *sim) sessionActive(id string) bool {
 // sessions lists the SOAP sessions.
 func (s *sim) sessions() []types.UserSession {
 	view := simulator.Session{Registry: simulator.NewRegistry(), Map: s.reg}
-	return view.Get(s.reg.SessionManager().Self).(*simulator.SessionManager).SessionList
+	open := view.Get(s.reg.SessionManager().Self).(*simulator.SessionManager).SessionList
+	return append([]types.UserSession{}, open...) // never null in JSON
 }
 
 // expireSessions ends all SOAP sessions, as an idle time-out would, and returns how many.

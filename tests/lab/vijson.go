@@ -34,13 +34,11 @@ import (
 const (
 	viSession = "vmware-api-session-id"
 	viSystem  = "/api/vcenter/system"
+	viHello   = "8.0.2.0" // the first release that negotiates
 	viContent = "ServiceInstance/RetrieveServiceContent"
 	viLogin   = "SessionManager/Login"
 	viLogout  = "SessionManager/Logout"
 )
-
-// viReleases are the API releases that the gateway speaks.
-var viReleases = []string{"8.0.1.0", "8.0.2.0", "8.0.3.0"}
 
 // viMethods are the methods served; a body names the types of its request and response.
 var viMethods = map[string]func() soap.HasFault{
@@ -58,7 +56,7 @@ type viGateway struct {
 	cookies  map[string]*http.Cookie
 }
 
-// newVIJSON serves VI JSON before a SOAP endpoint at /sdk.
+// newVIJSON serves these releases of VI JSON (at least one) before a SOAP endpoint at /sdk.
 func newVIJSON(soapEndpoint http.Handler, releases []string) http.Handler {
 	g := &viGateway{soap: soapEndpoint, releases: releases, cookies: map[string]*http.Cookie{}}
 	mux := http.NewServeMux()
@@ -75,7 +73,7 @@ func (g *viGateway) hello(w http.ResponseWriter, r *http.Request) {
 	}
 	decoder := json.NewDecoder(r.Body)
 	decoder.DisallowUnknownFields()
-	if r.URL.Query().Get("action") != "hello" {
+	if r.URL.Query().Get("action") != "hello" || slices.Max(g.releases) < viHello {
 		http.NotFound(w, r)
 		return
 	}

@@ -33,7 +33,7 @@ func serveVIJSON(t *testing.T) string {
 	model.Service.Listen = &url.URL{User: url.UserPassword("user", "pass")}
 	model.Service.RegisterSDK(model.Map())
 	mux := model.Service.ServeMux
-	gateway := newVIJSON(mux, viReleases)
+	gateway := newVIJSON(mux, []string{"8.0.1.0", "8.0.2.0", "8.0.3.0"})
 	outer := http.NewServeMux()
 	outer.Handle("/sdk/vim25/", gateway)
 	outer.Handle(viSystem, gateway)

@@ -28,11 +28,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
     Endpoint,
 )
 
-try:
-    import requests
-except ImportError:
-    requests = None
-
 RELEASES = ("9.0.0.0", "8.0.3.0", "8.0.2.0", "8.0.1.0")  # most wanted first
 OLDEST = RELEASES[-1]  # has no negotiation
 
@@ -118,7 +113,7 @@ class ViJson:
         url = f"https://{self.endpoint.address}{path}"
         try:
             return self._http.request(method, url, json=body, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
-        except requests.exceptions.RequestException as error:
+        except OSError as error:  # requests' own errors are OSErrors
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise CertificateRejected(
                     f"The certificate of {self.endpoint.address} is not trusted: {error}.",
