@@ -1,0 +1,104 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: what a new image of each disk may stand on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, Mapping, Sequence
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import images, points
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Since:
+    """What is known of a disk from the newest restore point that has it.
+
+    ``reason`` says why a full copy is needed; ``change_id``, ``parent`` (absolute path of the image to stand
+    on) and ``parent_id`` are then None. ``capacity`` is the earlier record's, in bytes.
+    """
+
+    backing_uuid: str
+    key: int
+    label: str
+    change_id: str | None
+    capacity: int | None
+    parent: str | None
+    parent_id: str | None
+    reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def plan(
+    repository: Repository, entries: Sequence[Entry], disks: Sequence[Mapping[str, Any]], mode: str, max_chain: int
+) -> list[Since]:
+    """One answer for each disk.
+
+    :param entries: the restore points of the VM, oldest first
+    :param disks: the VM's disks now: ``backing_uuid``, ``key``, ``label``
+    :param max_chain: the most images that a chain may have, the new one included
+    """
+    return [_plan_disk(repository, entries, disk, mode, max_chain) for disk in disks]
+
+
+def _plan_disk(
+    repository: Repository, entries: Sequence[Entry], disk: Mapping[str, Any], mode: str, max_chain: int
+) -> Since:
+    def full(reason: str, capacity: int | None = None) -> Since:
+        return Since(disk["backing_uuid"], disk["key"], disk["label"], None, capacity, None, None, reason)
+
+    if mode == FULL:
+        return full("asked for")
+    try:
+        links = _newest_chain(entries, disk["backing_uuid"])
+        if not links:
+            return full("no earlier restore point" if not entries else "no earlier restore point of this disk")
+        for link in links:
+            images.check(image_path(repository, link), link.disk)
+    except RepositoryError as error:
+        return full(error.message.rstrip("."))
+    point, newest = links[-1]
+    if newest.change_id is None:
+        return full(f"no change ID in {point.id}", newest.capacity)
+    if len(links) >= max_chain:
+        return full(f"chain is {len(links)} long", newest.capacity)
+    return Since(
+        disk["backing_uuid"], disk["key"], disk["label"], newest.change_id, newest.capacity,
+        image_path(repository, links[-1]), point.id, None,
+    )  # fmt: skip
+
+
+def image_path(repository: Repository, link: Link) -> str:
+    """The absolute path of an image of a chain."""
+    return os.path.join(repository.point_directory(PointId.parse(link.point.id)), link.disk.image)
+
+
+def _newest_chain(entries: Sequence[Entry], backing_uuid: str) -> list[Link]:
+    """The chain of the newest point that has the disk; empty when none has.
+
+    Where that one is damaged, nothing older is used instead: a full copy ends all doubt. An
+    unreadable point may have the disk, so it ends the search too.
+    """
+    readable = points.readable(entries)
+    for entry in reversed(entries):
+        if entry.point is None:
+            assert entry.problem is not None
+            raise entry.problem
+        found = [disk for disk in entry.point.disks if disk.backing_uuid == backing_uuid]
+        if len(found) > 1:
+            raise RepositoryError(f"{entry.id} has {len(found)} disks with this backing UUID.")
+        if found:
+            return points.chain(readable, entry.point, found[0])
+    return []

@@ -1,0 +1,132 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: begin a restore point."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Mapping, Sequence
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import NoSpace
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    files,
+    incremental,
+    layout,
+    locks,
+    manifest,
+    points,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.incremental import Since
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller wants of :func:`start`. Sizes in bytes, times in seconds."""
+
+    instance_uuid: str
+    disks: Sequence[Mapping[str, Any]]
+    run: str | None = None
+    mode: str = "auto"
+    max_chain: int = 20
+    create: bool = True
+    min_free: int = 0
+    lock_timeout: float = 0
+    lease: int = locks.DEFAULT_LEASE
+
+
+@dataclass(frozen=True)
+class Started:
+    """A restore point that is being written in ``path``. ``swept`` are the dead leftovers removed."""
+
+    changed: bool
+    id: PointId
+    path: str
+    run: str
+    since: list[Since]
+    swept: list[str]
+
+
+def start(path: str, request: Request, now: datetime, dry: bool = False) -> Started:
+    """Take the VM's lock, sweep what dead runs left, and make the directory of a new restore point.
+
+    The same run may call it again: that renews its lock and changes nothing.
+
+    :param dry: find out what would happen, changing nothing
+    :raises Locked: another run is writing restore points of this VM
+    :raises NoSpace: less than ``min_free`` would be left to write into
+    """
+    repository, planned = layout.open_or_plan(path, request.create, now)
+    run = request.run or uuid.uuid4().hex
+    if dry:
+        return _dry_start(repository, request, run, now)
+    if planned:
+        repository = layout.create_repository(repository)
+    directory = layout.make_vm_directory(repository, request.instance_uuid)
+    if locks.rejoin(directory, run):
+        going_on = [name for name in layout.leftovers(directory) if name.endswith(layout.PARTIAL)]
+        if going_on:
+            point_id = PointId(request.instance_uuid, going_on[-1][: -len(layout.PARTIAL)])
+            return _started(repository, request, run, point_id, changed=False, swept=[])
+    else:
+        locks.acquire(directory, run, request.lease, request.lock_timeout)
+    try:
+        return _begin(repository, request, run, now)
+    except BaseException:
+        locks.release(directory, run)
+        raise
+
+
+def _begin(repository: Repository, request: Request, run: str, now: datetime) -> Started:
+    directory = repository.vm_directory(request.instance_uuid)
+    point_id = _new_id(directory, request, now)
+    swept = sweep(directory)
+    _check_space(repository, request.min_free)
+    with files.reporting("make the directory of the restore point"):
+        os.mkdir(repository.partial_directory(point_id), 0o700)
+        files.sync_directory(directory)
+    return _started(repository, request, run, point_id, changed=True, swept=swept)
+
+
+def _dry_start(repository: Repository, request: Request, run: str, now: datetime) -> Started:
+    directory = repository.vm_directory(request.instance_uuid)
+    locks.check_free(directory, run)
+    _check_space(repository, request.min_free)
+    point_id = _new_id(directory, request, now)
+    return _started(repository, request, run, point_id, changed=True, swept=layout.leftovers(directory))
+
+
+def _started(
+    repository: Repository, request: Request, run: str, point_id: PointId, changed: bool, swept: list[str]
+) -> Started:
+    entries = points.read_entries(repository, request.instance_uuid)
+    since = incremental.plan(repository, entries, request.disks, request.mode, request.max_chain)
+    return Started(changed, point_id, repository.partial_directory(point_id), run, since, swept)
+
+
+def sweep(directory: str) -> list[str]:
+    """Remove what dead runs left in a VM's directory; the names removed. Only for the owner of the lock."""
+    names = layout.leftovers(directory)
+    with files.reporting("remove what a dead run left"):
+        for name in names:
+            files.remove(os.path.join(directory, name))
+    return names
+
+
+def _new_id(directory: str, request: Request, now: datetime) -> PointId:
+    return PointId(request.instance_uuid, manifest.next_time(now, layout.taken_times(directory)))
+
+
+def _check_space(repository: Repository, wanted: int) -> None:
+    free = repository.free()
+    if free < wanted:
+        raise NoSpace(
+            f"The repository {repository.path} has {free} bytes free, fewer than the {wanted} of min_free.",
+            "Free space in the repository, delete old restore points, or lower min_free.",
+        )

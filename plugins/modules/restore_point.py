@@ -1,0 +1,393 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the holdfast.backup authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: restore_point
+short_description: Start, complete, abort or delete a restore point
+version_added: 1.0.0
+author:
+  - The holdfast.backup authors (@holdfast-backup)
+description:
+  - A restore point holds one virtual machine at one moment, in a directory of a repository.
+  - It is written under another name, checked, and made visible at once by O(state=completed).
+    Readers see all of it or nothing.
+  - One run at a time writes restore points of a virtual machine. O(state=started) takes the lock,
+    O(state=completed) and O(state=aborted) give it back. The lock of a dead run is taken over.
+notes:
+  - The module runs where the repository is mounted, and needs C(qemu-img) there.
+extends_documentation_fragment:
+  - holdfast.backup.attributes
+  - holdfast.backup.attributes.changes
+  - holdfast.backup.attributes.local
+options:
+  repository:
+    description:
+      - The directory of the repository. It must exist, so that a share that is not mounted is noticed.
+    type: path
+    required: true
+  state:
+    description:
+      - V(started) makes the directory that the run copies into, and says for each disk what an incremental copy
+        may stand on. The same O(run) may repeat it, which renews its lock.
+      - V(completed) checks what was copied, records it and makes it visible.
+      - V(aborted) removes what the run has written, and nothing else.
+      - V(absent) deletes a complete restore point that no other one needs.
+    type: str
+    choices: [started, completed, aborted, absent]
+    default: started
+  id:
+    description:
+      - The restore point, as returned by O(state=started) and M(holdfast.backup.restore_point_info).
+      - Required by all states but V(started).
+    type: str
+  run:
+    description:
+      - The run that owns the restore point while it is written. Unique, a new one for each backup.
+      - Made up by O(state=started) when missing; required by O(state=completed) and O(state=aborted).
+    type: str
+  vm:
+    description:
+      - The virtual machine as other modules return it. C(instance_uuid) is required, C(name) and C(moid) are recorded.
+      - Required by O(state=started) and O(state=completed).
+    type: dict
+  disks:
+    description:
+      - For O(state=started) the disks of the virtual machine, as M(holdfast.backup.disk_changed_areas) returns them.
+        Those with C(protected=false) are left out.
+      - For O(state=completed) the disks that M(holdfast.backup.vddk_copy) returns.
+      - Required by these two states.
+    type: list
+    elements: dict
+  mode:
+    description:
+      - With V(full) every disk is to be copied in full.
+      - V(auto) and V(incremental) do the same here. What to do about a disk that needs a full copy is for the playbook
+        to decide.
+    type: str
+    choices: [auto, full, incremental]
+    default: auto
+  max_chain:
+    description: The most images that may stand on each other. A disk whose chain is as long gets a full copy.
+    type: int
+    default: 20
+  create:
+    description: Whether to make a repository of an empty directory.
+    type: bool
+    default: true
+  min_free:
+    description: Refuse to start when fewer bytes than this are free in the repository, like V(50G).
+    type: bytes
+    default: "0"
+  lock_timeout:
+    description: Seconds to wait for another run that is writing restore points of the same virtual machine.
+    type: int
+    default: 0
+  lease:
+    description:
+      - Seconds without a sign of life after which other machines take this run for dead.
+      - Writing a file of the restore point is a sign of life, and so is repeating O(state=started).
+    type: int
+    default: 1800
+  consistency:
+    description: How consistent the snapshot is that the disks were copied from.
+    type: str
+    choices: [application, filesystem, crash]
+    default: crash
+  snapshot_time:
+    description: The time when the snapshot was taken, in ISO 8601. This is the moment that the restore point shows.
+    type: str
+  unprotected:
+    description:
+      - What the restore point does not hold. Each has a C(reason), and C(label), C(key) and C(backing_uuid)
+        as far as there are.
+    type: list
+    elements: dict
+    default: []
+  warnings:
+    description: Warnings of the run to record.
+    type: list
+    elements: str
+    default: []
+  force:
+    description:
+      - With O(state=absent), delete also the last restore point of a virtual machine, and one that a damaged one
+        may need.
+    type: bool
+    default: false
+seealso:
+  - module: holdfast.backup.restore_point_info
+  - module: holdfast.backup.vddk_copy
+"""
+
+EXAMPLES = r"""
+- name: Start a restore point
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: started
+    vm: "{{ examined.vm }}"
+    disks: "{{ examined.disks }}"
+    min_free: 50G
+  register: started
+
+- name: Complete it after the copy
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: completed
+    id: "{{ started.restore_point.id }}"
+    run: "{{ started.restore_point.run }}"
+    vm: "{{ examined.vm }}"
+    disks: "{{ copied.disks }}"
+    consistency: "{{ snapshot.snapshot.consistency }}"
+    snapshot_time: "{{ snapshot.snapshot.creation_time }}"
+
+- name: Give it up when the copy failed
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: aborted
+    id: "{{ started.restore_point.id }}"
+    run: "{{ started.restore_point.run }}"
+
+- name: Delete a restore point
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: absent
+    id: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
+"""
+
+RETURN = r"""
+vm:
+  description: The virtual machine. Name and moid are null where nothing tells them.
+  returned: success
+  type: dict
+  sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+restore_point:
+  description: The restore point.
+  returned: success
+  type: dict
+  contains:
+    id:
+      description: Instance UUID of the virtual machine and UTC time. Sorts by time.
+      type: str
+      sample: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
+    path:
+      description: Its directory. With O(state=started) the one to copy into.
+      type: str
+      sample: /backup/5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z.partial
+    run:
+      description: The run that made or makes it. Null where nothing tells it.
+      type: str
+      sample: 8d0f4b6a2c9e4f7f9b1d5e3a7c6b8a90
+    state:
+      description: The state asked for.
+      type: str
+      sample: started
+    time:
+      description: The time in the ID, in ISO 8601.
+      type: str
+      sample: "2026-11-20T02:15:00Z"
+    size:
+      description: Bytes of its files. Null until it is complete.
+      type: int
+      sample: 1073741824
+    disks:
+      description: The disks as recorded. Empty until it is complete.
+      type: list
+      elements: dict
+    warnings:
+      description: The warnings as recorded.
+      type: list
+      elements: str
+since:
+  description: For each disk, what an incremental copy may stand on. Empty in other states than V(started).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    backing_uuid:
+      description: The identity of the disk.
+      type: str
+      sample: 6000C295-90ab-4d8e-9a7c-3c1f7c8b9d10
+    key:
+      description: The key of the disk now.
+      type: int
+      sample: 2000
+    label:
+      description: The label of the disk now.
+      type: str
+      sample: Hard disk 1
+    change_id:
+      description: The change ID of the earlier restore point. Null when a full copy is needed.
+      type: str
+      sample: "52 e1 7a 9c/3"
+    capacity:
+      description: Bytes that the disk had then. Null when not known.
+      type: int
+      sample: 1073741824
+    parent:
+      description: The image to stand on. Null when a full copy is needed.
+      type: str
+      sample: /backup/5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261119T021500Z/disk-2000.qcow2
+    parent_id:
+      description: The restore point of that image. Null when a full copy is needed.
+      type: str
+      sample: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261119T021500Z
+    reason:
+      description: Why a full copy is needed. Null when it is not.
+      type: str
+      sample: chain is 20 long
+swept:
+  description: What dead runs had left and was removed.
+  returned: success
+  type: list
+  elements: str
+  sample: [20261118T021500Z.partial]
+"""
+
+from datetime import datetime, timezone
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
+from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    completing,
+    manifest,
+    removing,
+    starting,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Point, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
+
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "repository": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["started", "completed", "aborted", "absent"], "default": "started"},
+    "id": {"type": "str"},
+    "run": {"type": "str"},
+    "vm": {"type": "dict"},
+    "disks": {"type": "list", "elements": "dict"},
+    "mode": {"type": "str", "choices": ["auto", "full", "incremental"], "default": "auto"},
+    "max_chain": {"type": "int", "default": 20},
+    "create": {"type": "bool", "default": True},
+    "min_free": {"type": "bytes", "default": "0"},
+    "lock_timeout": {"type": "int", "default": 0},
+    "lease": {"type": "int", "default": 1800},
+    "consistency": {"type": "str", "choices": list(manifest.CONSISTENCIES), "default": "crash"},
+    "snapshot_time": {"type": "str"},
+    "unprotected": {"type": "list", "elements": "dict", "default": []},
+    "warnings": {"type": "list", "elements": "str", "default": []},
+    "force": {"type": "bool", "default": False},
+}
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    """Bring the restore point to the state asked for."""
+    if module.params["run"] is not None:
+        manifest.check_run(module.params["run"])
+    return _STATES[module.params["state"]](module.params, datetime.now(timezone.utc), module.check_mode)
+
+
+def _start(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    vm = Vm.from_result(params["vm"])
+    request = starting.Request(
+        instance_uuid=vm.instance_uuid,
+        disks=[disk for disk in params["disks"] if disk.get("protected", True)],
+        run=params["run"],
+        mode=params["mode"],
+        max_chain=params["max_chain"],
+        create=params["create"],
+        min_free=params["min_free"],
+        lock_timeout=params["lock_timeout"],
+        lease=params["lease"],
+    )
+    started = starting.start(params["repository"], request, now, dry)
+    answer = _answer("started", started.changed, vm, started.id, started.path, started.run)
+    answer.update(since=[item.as_dict() for item in started.since], swept=started.swept)
+    return answer
+
+
+def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    vm, point_id = Vm.from_result(params["vm"]), PointId.parse(params["id"])
+    if vm.instance_uuid != point_id.instance_uuid:
+        raise InvalidInput(f"{point_id} is no restore point of the VM {vm.name}.", "Give the VM that was started.")
+    if params["snapshot_time"] is not None:
+        manifest.parse_time(params["snapshot_time"])
+    content = Content(
+        vm, params["disks"], params["consistency"], params["snapshot_time"], params["unprotected"], params["warnings"]
+    )
+    changed, point = completing.complete(params["repository"], point_id, params["run"], content, images.check, now, dry)
+    return _answer("completed", changed, vm, point_id, _path(params, point_id), params["run"], point)
+
+
+def _abort(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    point_id = PointId.parse(params["id"])
+    changed = removing.abort(params["repository"], point_id, params["run"], dry)
+    vm = Vm(None, None, point_id.instance_uuid)
+    return _answer("aborted", changed, vm, point_id, _path(params, point_id) + PARTIAL, params["run"])
+
+
+def _remove(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    point_id = PointId.parse(params["id"])
+    changed, point = removing.remove(
+        params["repository"], point_id, params["force"], params["lock_timeout"], params["lease"], dry
+    )
+    vm = Vm(None, None, point_id.instance_uuid) if point is None else point.vm
+    made_by = None if point is None else point.run
+    return _answer("absent", changed, vm, point_id, _path(params, point_id), made_by, point)
+
+
+_STATES = {"started": _start, "completed": _complete, "aborted": _abort, "absent": _remove}
+_BEFORE = {"started": "absent", "completed": "started", "aborted": "started", "absent": "completed"}
+
+
+def _path(params: dict[str, Any], point_id: PointId) -> str:
+    return f"{params['repository'].rstrip('/')}/{point_id}"
+
+
+def _answer(
+    state: str, changed: bool, vm: Vm, point_id: PointId, path: str, run_id: str | None, point: Point | None = None
+) -> dict[str, Any]:
+    recorded = {} if point is None else point.as_dict()
+    return {
+        "changed": changed,
+        "vm": vm.as_dict(),
+        "restore_point": {
+            "id": str(point_id),
+            "path": path,
+            "run": run_id,
+            "state": state,
+            "time": manifest.format_time(point_id.moment),
+            "size": None if point is None else point.size,
+            "disks": recorded.get("disks", []),
+            "warnings": recorded.get("warnings", []),
+        },
+        "since": [],
+        "swept": [],
+        "diff": {
+            "before": {"id": str(point_id), "state": _BEFORE[state] if changed else state},
+            "after": {"id": str(point_id), "state": state},
+        },
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    run_module(
+        run,
+        argument_spec=ARGUMENT_SPEC,
+        required_if=[
+            ("state", "started", ("vm", "disks")),
+            ("state", "completed", ("id", "run", "vm", "disks")),
+            ("state", "aborted", ("id", "run")),
+            ("state", "absent", ("id",)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the holdfast.backup authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: restore_point_info
+short_description: List and verify restore points
+version_added: 1.0.0
+author:
+  - The holdfast.backup authors (@holdfast-backup)
+description:
+  - Lists the restore points of a repository, of all virtual machines or of one.
+  - Verifies them on request, with the images that they stand on. A damaged restore point is listed
+    with what is wrong with it.
+  - Only complete restore points are seen. Nothing is written, and no lock is taken or waited for.
+notes:
+  - The module runs where the repository is mounted. Verifying needs C(qemu-img) there.
+extends_documentation_fragment:
+  - holdfast.backup.attributes
+  - holdfast.backup.attributes.reads
+  - holdfast.backup.attributes.local
+options:
+  repository:
+    description: The directory of the repository.
+    type: path
+    required: true
+  name:
+    description:
+      - The virtual machine of this name, as recorded in its newest restore point
+        or, when no newest one has the name, in any.
+    type: str
+  moid:
+    description: The virtual machine of this managed object ID, found like O(name).
+    type: str
+  instance_uuid:
+    description: The virtual machine of this instance UUID.
+    type: str
+  vm:
+    description: The virtual machine as other modules return it; its C(instance_uuid) counts.
+    type: dict
+  id:
+    description: This restore point.
+    type: str
+  as_of:
+    description:
+      - Of each virtual machine, the newest readable restore point that shows this moment or an earlier one.
+      - A time in ISO 8601; UTC when it names no zone.
+    type: str
+  newest:
+    description: Of each virtual machine, the newest readable restore point.
+    type: bool
+    default: false
+  verify:
+    description:
+      - V(structure) sees that all files of the chain are there and have their sizes, that every image stands on the
+        right one, and runs C(qemu-img check).
+      - V(content) also compares the hash of every file with the recorded one. It reads each image once.
+      - V(none) only reads the manifests.
+    type: str
+    choices: [none, structure, content]
+    default: none
+seealso:
+  - module: holdfast.backup.restore_point
+"""
+
+EXAMPLES = r"""
+- name: List everything
+  holdfast.backup.restore_point_info:
+    repository: /backup
+
+- name: Find the newest restore point of a virtual machine and prove it
+  holdfast.backup.restore_point_info:
+    repository: /backup
+    name: web01
+    newest: true
+    verify: content
+
+- name: Find the state before an accident
+  holdfast.backup.restore_point_info:
+    repository: /backup
+    name: web01
+    as_of: "2026-11-20T08:30:00+01:00"
+"""
+
+RETURN = r"""
+vm:
+  description: The virtual machine, when restore points of exactly one are listed; else null.
+  returned: success
+  type: dict
+  sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+repository:
+  description: The repository. Its C(free) is in bytes.
+  returned: success
+  type: dict
+  sample:
+    path: /backup
+    id: 0b3c5b8e-5f0b-4f5e-9d5c-0c8a2f1f7f10
+    version: 1
+    created: "2026-11-01T02:15:00Z"
+    free: 1099511627776
+restore_points:
+  description: The restore points by virtual machine and time, oldest first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Instance UUID and UTC time.
+      type: str
+      sample: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
+    run:
+      description: The run that made it.
+      type: str
+      sample: 8d0f4b6a2c9e4f7f9b1d5e3a7c6b8a90
+    vm:
+      description: The virtual machine as it was called then.
+      type: dict
+      sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+    time:
+      description: The moment that it shows, in ISO 8601.
+      type: str
+      sample: "2026-11-20T02:15:00Z"
+    started:
+      description: When it was started.
+      type: str
+      sample: "2026-11-20T02:15:00Z"
+    completed:
+      description: When it was completed.
+      type: str
+      sample: "2026-11-20T02:31:07Z"
+    snapshot_time:
+      description: When its snapshot was taken, or null.
+      type: str
+      sample: "2026-11-20T02:15:04Z"
+    consistency:
+      description: How consistent the snapshot was.
+      type: str
+      sample: filesystem
+    path:
+      description: Its directory.
+      type: str
+      sample: /backup/5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
+    age_seconds:
+      description: Seconds since RV(restore_points[].time).
+      type: int
+      sample: 86400
+    size:
+      description: Bytes of its own files. Null when its manifest cannot be read.
+      type: int
+      sample: 1073741824
+    disks:
+      description: The disks. C(path) is the image; C(parent) is what it stands on.
+      type: list
+      elements: dict
+      sample:
+        - key: 2000
+          label: Hard disk 1
+          backing_uuid: 6000C295-90ab-4d8e-9a7c-3c1f7c8b9d10
+          capacity: 1073741824
+          change_id: "52 e1 7a 9c/4"
+          kind: incremental
+          reason:
+          parent:
+            id: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261119T021500Z
+            image: ../20261119T021500Z/disk-2000.qcow2
+          image: disk-2000.qcow2
+          path: /backup/5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z/disk-2000.qcow2
+          size: 10485760
+          sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+          transport: nbdssl
+          bytes_read: 20971520
+          bytes_stored: 10485760
+    files:
+      description: The other files, with size and hash.
+      type: list
+      elements: dict
+    unprotected:
+      description: What it does not hold, and why.
+      type: list
+      elements: dict
+    warnings:
+      description: The warnings of its run.
+      type: list
+      elements: str
+    collection_version:
+      description: The release that made it.
+      type: str
+      sample: 1.0.0
+    chain:
+      description: All restore points that it needs, oldest first, itself included.
+      type: list
+      elements: str
+    chain_length:
+      description: The most images that stand on each other for one disk.
+      type: int
+      sample: 2
+    broken:
+      description: Whether its manifest, or one that it stands on, cannot be read. O(newest) and O(as_of) pass over it.
+      type: bool
+      sample: false
+    verified:
+      description: The outcome of O(verify).
+      type: dict
+      contains:
+        level:
+          description: The level asked for.
+          type: str
+          sample: content
+        ok:
+          description: Whether nothing wrong was found at that level.
+          type: bool
+          sample: true
+        problems:
+          description: What is wrong.
+          type: list
+          elements: dict
+          contains:
+            what:
+              description: The problem.
+              type: str
+            image:
+              description: The file, or null.
+              type: str
+            next_step:
+              description: What can be done.
+              type: str
+"""
+
+import os
+from datetime import datetime, timezone
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import LEVELS, Report, Verifier
+
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "repository": {"type": "path", "required": True},
+    "name": {"type": "str"},
+    "moid": {"type": "str"},
+    "instance_uuid": {"type": "str"},
+    "vm": {"type": "dict"},
+    "id": {"type": "str"},
+    "as_of": {"type": "str"},
+    "newest": {"type": "bool", "default": False},
+    "verify": {"type": "str", "choices": list(LEVELS), "default": "none"},
+}
+
+_UNREADABLE: dict[str, Any] = {
+    **dict.fromkeys(("run", "started", "completed", "snapshot_time", "consistency", "collection_version")),
+    "disks": [],
+    "files": [],
+    "unprotected": [],
+    "warnings": [],
+}
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    """List the restore points asked for."""
+    params, now = module.params, datetime.now(timezone.utc)
+    repository = layout.open_repository(params["repository"])
+    verifier = Verifier(repository, params["verify"], images.check)
+    selected, passed_over = listing.select(repository, _selection(params))
+    for entry in passed_over:
+        module.warn(f"Restore point {entry.id} is damaged and passed over: {entry.problem}")
+    found = [_describe(one.entry, verifier.examine(one.entries, one.entry), now) for one in selected]
+    vms = {item["vm"]["instance_uuid"]: item["vm"] for item in found}
+    return {
+        "changed": False,
+        "vm": next(iter(vms.values())) if len(vms) == 1 else None,
+        "repository": repository.as_dict(),
+        "restore_points": found,
+    }
+
+
+def _selection(params: dict[str, Any]) -> Selection:
+    uuid = params["instance_uuid"]
+    if params["vm"] is not None:
+        uuid = Vm.from_result(params["vm"]).instance_uuid
+    return Selection(
+        name=params["name"],
+        moid=params["moid"],
+        instance_uuid=None if uuid is None else manifest.check_uuid(uuid),
+        id=None if params["id"] is None else PointId.parse(params["id"]),
+        as_of=None if params["as_of"] is None else manifest.parse_time(params["as_of"]),
+        newest=params["newest"],
+    )
+
+
+def _describe(entry: Entry, report: Report, now: datetime) -> dict[str, Any]:
+    recorded = _UNREADABLE if entry.point is None else entry.point.as_dict()
+    return {
+        **recorded,
+        "id": str(entry.id),
+        "vm": Vm(None, None, entry.id.instance_uuid).as_dict() if entry.point is None else recorded["vm"],
+        "disks": [{**disk, "path": os.path.join(entry.path, disk["image"])} for disk in recorded["disks"]],
+        "time": manifest.format_time(entry.moment),
+        "path": entry.path,
+        "age_seconds": int((now - entry.moment).total_seconds()),
+        "chain": report.chain,
+        "chain_length": report.chain_length,
+        "size": None if entry.point is None else entry.point.size,
+        "broken": report.broken,
+        "verified": report.verified(),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    run_module(
+        run,
+        argument_spec=ARGUMENT_SPEC,
+        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "id"), ("id", "as_of", "newest")],
+    )
+
+
+if __name__ == "__main__":
+    main()
