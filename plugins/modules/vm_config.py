@@ -149,7 +149,7 @@ notes:
     backup switches it on and begins with full copies.
   - Not restored are virtual TPMs, devices of the host (passed-through, serial, USB), media in drives, vApp options, NPIV names,
     and advanced settings that belong to the old machine or its host or may be secrets. The result warns of devices that
-    are left out, and RV(config.left_out) lists everything.
+    are left out, and RV(config) lists everything under C(left_out) and C(extra_config_left_out).
   - Privileges needed to capture are C(System.View) and C(System.Read) on the way to the virtual machine, its host, resource pool
     and networks, and C(Datastore.Browse) on its datastore for the NVRAM.
   - Privileges needed to restore are C(VirtualMachine.Inventory.Create) on the folder, C(Resource.AssignVMToPool) on the resource

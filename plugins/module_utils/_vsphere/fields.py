@@ -40,7 +40,7 @@ def shapes(fields: Mapping[str, Field]) -> dict[str, Shape]:
 def read(source: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The JSON values that ``source`` has set."""
     values = {key: _plain(_get(source, field.info)) for key, field in fields.items()}
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: value for key, value in values.items() if value not in (None, "")}
 
 
 def write(target: Any, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:

@@ -160,6 +160,7 @@ _DOCUMENT = record(
         "source": record({}, {"vcenter": text(64), "version": text(64), "snapshot": nullable(text(64))}),
         "nvram": nullable(record({"file": one_of(NVRAM_FILE), "size": number(0, NVRAM_LIMIT), "sha256": text(64)})),
         "encryption": nullable(record({"key_id": text(255), "provider": nullable(text(255))})),
+        "extra_config_left_out": items(text(255)),
         "custom_attributes": table(text(65536, lines=True)),
         "notes": items(text(1024)),
     },
@@ -173,11 +174,6 @@ def capture(config: Any, networks: Mapping[str, str]) -> dict[str, Any]:
     """
     options = list(config.extraConfig or ())
     kept, left_out = extra_config.split(options)
-    hardware = vm_devices.read(config.hardware.device, networks)
-    hardware["left_out"] += [
-        {"device": f"setting {name}", "reason": "it belongs to the old VM or its host, or may be a secret"}
-        for name in left_out
-    ]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -189,9 +185,10 @@ def capture(config: Any, networks: Mapping[str, str]) -> dict[str, Any]:
             "template": bool(config.template),
         },
         "settings": _settings(config),
-        **hardware,
+        **vm_devices.read(config.hardware.device, networks),
         "boot_order": [_boot_device(device) for device in (config.bootOptions and config.bootOptions.bootOrder) or ()],
         "extra_config": kept,
+        "extra_config_left_out": left_out,
         "encryption": vm_devices.encryption(config.keyId) if config.keyId else None,
         "notes": _notes(config),
     }
@@ -265,7 +262,7 @@ def boot_order(document: Mapping[str, Any], keys: Mapping[int, int]) -> list[Any
 
 def warnings(document: Mapping[str, Any]) -> list[str]:
     """What a restore from this document will not bring back, one line each."""
-    lines = [f"{item['device']}: {item['reason']}." for item in document["left_out"] if not _is_setting(item)]
+    lines = [f"{item['device']}: {item['reason']}." for item in document["left_out"]]
     lines += [f"{disk['label']} is not protected: {disk['reason']}." for disk in unprotected(document)]
     if document.get("encryption") or any("encryption" in disk for disk in document["disks"]):
         lines.append(
@@ -277,10 +274,6 @@ def warnings(document: Mapping[str, Any]) -> list[str]:
 def unprotected(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The disks whose content no restore point holds, with ``reason``."""
     return [disk for disk in document["disks"] if not disk["protected"]]
-
-
-def _is_setting(item: Mapping[str, str]) -> bool:
-    return item["device"].startswith("setting ")
 
 
 def _settings(config: Any) -> dict[str, dict[str, Any]]:
