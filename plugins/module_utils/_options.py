@@ -73,9 +73,9 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 def duration(text: str) -> timedelta:
     """A length of time from ``3600`` (seconds), ``90m``, ``36h``, ``7d`` or ``1d12h``; raises InvalidInput."""
     given = text.strip().lower()
-    if given.isdecimal():
+    if re.fullmatch(r"[0-9]+", given):
         given += "s"
-    parts = re.findall(r"(\d+)([smhdw])", given)
+    parts = re.findall(r"([0-9]+)([smhdw])", given)
     if not parts or "".join(number + unit for number, unit in parts) != given:
         raise InvalidInput(f"{text!r} is not a length of time.", "Write seconds, or a form like 90m, 36h, 7d or 1d12h.")
     try:

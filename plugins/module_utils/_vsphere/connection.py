@@ -189,9 +189,7 @@ class Connection:
             except _DROPPED:
                 return self._in_session(request)
 
-    def retrieve(
-        self, objects: Iterable[Any], properties: Mapping[Any, Sequence[str]]
-    ) -> dict[Any, dict[str, Any]]:
+    def retrieve(self, objects: Iterable[Any], properties: Mapping[Any, Sequence[str]]) -> dict[Any, dict[str, Any]]:
         """Read properties of several managed objects in one request (and one more per further page).
 
         :param objects: managed objects, of any mix of types
@@ -212,9 +210,11 @@ class Connection:
             ],
         )
         found: dict[Any, dict[str, Any]] = {}
-        page = self.read(
-            collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions()
-        ) if object_specs else None
+        page = (
+            self.read(collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions())
+            if object_specs
+            else None
+        )
         while page is not None:
             for entry in page.objects:
                 found.setdefault(entry.obj, {}).update({prop.name: prop.val for prop in entry.propSet})
@@ -273,7 +273,7 @@ class Connection:
         except vmodl.MethodFault as fault:
             raise _from_fault(fault, self.endpoint) from fault
         except (OSError, HTTPException, *_UNREADABLE) as error:
-            raise _from_wire(error, self.endpoint) from error
+            raise broken_wire(error, self.endpoint) from error
 
 
 def newest_version(api_version: str) -> str:
@@ -313,33 +313,45 @@ def fault_text(fault: Any) -> str:
 
 
 def _from_fault(fault: Any, endpoint: Endpoint) -> BackupError:
-    name = fault_name(fault)
-    if isinstance(fault, vim.fault.InvalidLogin):
+    subject = getattr(fault, "obj", None) or getattr(fault, "object", None)
+    moid = subject._GetMoId() if subject is not None else None
+    return refusal(endpoint, fault_name(fault), fault_text(fault), moid, getattr(fault, "privilegeId", None))
+
+
+def refusal(
+    endpoint: Endpoint, name: str, text: str, moid: str | None = None, privilege: str | None = None
+) -> BackupError:
+    """The error for a fault, by whichever API it came.
+
+    :param name: the fault's type name
+    :param text: the server's own words
+    :param moid: the managed object that the fault is about
+    """
+    if name == "InvalidLogin":
         return AuthenticationFailed(
             f"{endpoint.address} refused the user name or password of {endpoint.username}.",
             "Check username and password (or VMWARE_USER and VMWARE_PASSWORD); a locked account looks the same.",
             fault=name,
         )
-    if isinstance(fault, vmodl.fault.ManagedObjectNotFound):
-        moid = fault.obj._GetMoId() if fault.obj is not None else None
+    if name == "ManagedObjectNotFound":
         return NotFound(
             f"The object {moid or ''} does not exist on {endpoint.address} (any more).".replace("  ", " "),
             "Check the ID; it may have been removed in the meantime.",
             fault=name,
             moid=moid,
         )
-    if isinstance(fault, vim.fault.NoPermission) and fault.privilegeId:
-        moid = fault.object._GetMoId() if fault.object is not None else "the object"
+    if name == "NoPermission" and privilege:
         return VsphereFault(
-            f"{endpoint.username} lacks the privilege {fault.privilegeId} on {moid}.",
+            f"{endpoint.username} lacks the privilege {privilege} on {moid or 'the object'}.",
             "Grant it by a role on that object or above it.",
             fault=name,
-            privilege=fault.privilegeId,
+            privilege=privilege,
         )
-    return VsphereFault(f"{endpoint.address} refused the call: {fault_text(fault)} ({name}).", fault=name)
+    return VsphereFault(f"{endpoint.address} refused the call: {text} ({name}).", fault=name)
 
 
-def _from_wire(error: Exception, endpoint: Endpoint) -> BackupError:
+def broken_wire(error: BaseException, endpoint: Endpoint) -> BackupError:
+    """The error for what ssl, socket and the HTTP libraries raise."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return CertificateRejected(
             f"The certificate of {endpoint.address} is not trusted: {error.verify_message}.",
@@ -354,7 +366,7 @@ def _from_wire(error: Exception, endpoint: Endpoint) -> BackupError:
     elif isinstance(error, ConnectionRefusedError):
         cause, step = "connection refused", "Check hostname and port, and that the server is up."
     elif isinstance(error, ssl.SSLError):
-        cause, step = f"TLS failed ({error.reason or error})", "Check that the port is the server's HTTPS port."
+        cause, step = f"TLS failed ({error})", "Check that the port is the server's HTTPS port."
     elif isinstance(error, _UNREADABLE):
         cause, step = "the answer is no SOAP message", "Check that hostname and port are those of a vCenter or ESXi."
     else:

@@ -86,7 +86,7 @@ def escape(name: str) -> str:
 
 def same_name(stored: str, given: str) -> bool:
     """Whether a stored name is the given one, which may be written as shown or as stored."""
-    return given in (stored, unescape(stored))
+    return unescape(stored) in (given, unescape(given))
 
 
 def paths(c: Connection, entities: Iterable[Any]) -> dict[Any, str]:

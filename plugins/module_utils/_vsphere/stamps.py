@@ -77,4 +77,5 @@ def _parse(line: str) -> Stamp | None:
         stamp = Stamp(job=content["job"], run=content["run"], expires=until)
     except (ValueError, TypeError, KeyError):
         return None
-    return stamp if _line(stamp) == line else None
+    exact = isinstance(stamp.job, str) and isinstance(stamp.run, str) and _line(stamp) == line
+    return stamp if exact else None

@@ -1,0 +1,238 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Snapshot trees of any shape: every branch counts."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots, stamps
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+from pyVmomi import vim
+
+BEGIN = datetime(2026, 11, 1, tzinfo=timezone.utc)
+
+
+def node(number, name="s", description="", children=(), created=None):
+    """A node as pyVmomi delivers it."""
+    return vim.vm.SnapshotTree(
+        snapshot=vim.vm.Snapshot(f"snapshot-{number}"),
+        vm=vim.VirtualMachine("vm-1"),
+        id=number,
+        name=name,
+        description=description,
+        createTime=created or BEGIN + timedelta(hours=number),
+        state="poweredOff",
+        quiesced=False,
+        childSnapshotList=list(children),
+    )
+
+
+def info(*roots, current=None):
+    return vim.vm.SnapshotInfo(
+        rootSnapshotList=list(roots), currentSnapshot=vim.vm.Snapshot(f"snapshot-{current}") if current else None
+    )
+
+
+# Two roots; the first has two branches, the second of which branches again. VM vmware.vmware#330 got this wrong.
+BRANCHED = info(
+    node(1, "base", children=[node(2, "left"), node(3, "right", children=[node(4, "leaf"), node(5, "leaf")])]),
+    node(6, "other"),
+    current=5,
+)
+
+
+@st.composite
+def trees(draw):
+    """(tree, {id: parent id}) for a random forest: each node hangs below an earlier one or is a root."""
+    count = draw(st.integers(1, 40))
+    parents = {1: None}
+    for number in range(2, count + 1):
+        parents[number] = draw(st.none() | st.integers(1, number - 1))
+
+    def build(number):
+        return node(number, children=[build(child) for child, parent in parents.items() if parent == number])
+
+    return info(*(build(number) for number, parent in parents.items() if parent is None), current=count), parents
+
+
+def ids(found):
+    return [snapshot.id for snapshot in found]
+
+
+@given(trees())
+def test_flatten_finds_every_node_with_its_place(drawn):
+    tree, parents = drawn
+    flat = snapshots.flatten(tree)
+    assert {one.id: one.parent_id for one in flat} == parents
+    by_id = {one.id: one for one in flat}
+    seen = set()
+    for one in flat:
+        assert one.parent_id is None or one.parent_id in seen, "parents come first"
+        assert one.depth == (1 if one.parent_id is None else by_id[one.parent_id].depth + 1)
+        assert list(one.child_ids) == [child for child, parent in parents.items() if parent == one.id]
+        seen.add(one.id)
+    assert [one.id for one in flat if one.current] == [len(parents)]
+
+
+@given(trees())
+def test_nest_gives_the_tree_back(drawn):
+    tree, parents = drawn
+    nested = snapshots.nest([one.as_dict() for one in snapshots.flatten(tree)])
+    found = {}
+
+    def walk(records, parent):
+        for record in records:
+            found[record["id"]] = parent
+            walk(record["children"], record["id"])
+
+    walk(nested, None)
+    assert found == parents
+
+
+@given(trees(), st.data())
+def test_descendants_and_tops(drawn, data):
+    tree, parents = drawn
+    flat = snapshots.flatten(tree)
+    chosen = data.draw(st.sets(st.sampled_from(sorted(parents))))
+
+    def ancestors(number):
+        while number is not None:
+            yield number
+            number = parents[number]
+
+    everything = snapshots.with_descendants(flat, [one for one in flat if one.id in chosen])
+    assert set(ids(everything)) == {number for number in parents if chosen & set(ancestors(number))}
+    tops = snapshots.topmost(everything)
+    assert snapshots.with_descendants(flat, tops) == everything
+    assert all(not set(ids(tops)) & set(ancestors(parents[one.id])) for one in tops)
+
+
+def test_no_snapshots():
+    assert snapshots.flatten(None) == []
+    assert snapshots.nest([]) == []
+
+
+def test_records_are_plain():
+    stamp = stamps.Stamp("nightly", "r1")
+    tree = info(node(7, "a%2fb", stamps.join("mine", stamp)), current=7)
+    assert snapshots.flatten(tree)[0].as_dict() == {
+        "id": 7,
+        "moid": "snapshot-7",
+        "name": "a/b",
+        "description": "mine",
+        "creation_time": "2026-11-01T07:00:00Z",
+        "state": "poweredOff",
+        "quiesced": False,
+        "parent_id": None,
+        "child_ids": [],
+        "depth": 1,
+        "current": True,
+        "stamp": {"job": "nightly", "run": "r1", "expires": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ({"snapshot_id": 4}, [4]),
+        ({"moid": "snapshot-6"}, [6]),
+        ({"name": "other"}, [6]),
+        ({"name": "right"}, [3]),
+        ({"name": "nothing"}, []),
+        ({"snapshot_id": 99}, []),
+        ({"moid": "snapshot"}, []),
+        ({"name": "leaf", "duplicates": "newest"}, [5]),
+        ({"name": "leaf", "duplicates": "oldest"}, [4]),
+        ({"name": "leaf", "duplicates": "all"}, [4, 5]),
+        ({}, []),
+    ],
+)
+def test_choose(choice, found):
+    assert ids(snapshots.choose(snapshots.flatten(BRANCHED), **choice)) == found
+
+
+def test_choose_lists_the_candidates():
+    with pytest.raises(Ambiguous) as caught:
+        snapshots.choose(snapshots.flatten(BRANCHED), name="leaf")
+    assert [candidate["id"] for candidate in caught.value.details["candidates"]] == [4, 5]
+    assert "IDs 4, 5" in str(caught.value)
+
+
+@pytest.mark.parametrize("stored", ["VM Snapshot 05/11/2024", "VM Snapshot 05%2f11%2f2024"])
+@pytest.mark.parametrize("given_name", ["VM Snapshot 05/11/2024", "VM Snapshot 05%2f11%2f2024"])
+def test_names_with_slashes_are_found_as_shown_and_as_stored(stored, given_name):
+    flat = snapshots.flatten(info(node(1, stored), node(2, "VM Snapshot 05")))
+    assert ids(snapshots.choose(flat, name=given_name)) == [1]
+
+
+def test_a_name_is_unescaped_only_once():
+    flat = snapshots.flatten(info(node(1, "100%2525")))
+    assert ids(snapshots.choose(flat, name="100%25")) == [1]
+    assert snapshots.choose(flat, name="100%") == []
+
+
+def test_owned_are_only_those_with_the_exact_stamp():
+    expired, alive, other_run, other_job = (
+        stamps.Stamp("nightly", "r1", BEGIN),
+        stamps.Stamp("nightly", "r1", BEGIN + timedelta(days=1)),
+        stamps.Stamp("nightly", "r2"),
+        stamps.Stamp("nightly2", "r1", BEGIN),
+    )
+    descriptions = [stamps.join("", stamp) for stamp in (expired, alive, other_run, other_job)]
+    names = ["nightly"] * 6
+    tree = info(*(node(number, name, text) for number, (name, text) in
+                  enumerate(zip(names, [*descriptions, "nightly", 'holdfast.backup {"job": "nightly"}']), start=1)))
+    flat = snapshots.flatten(tree)
+    assert ids(snapshots.owned(flat, "nightly")) == [1, 2, 3]
+    assert ids(snapshots.owned(flat, "nightly", "r1")) == [1, 2]
+    assert ids(snapshots.owned(flat, "nightly", expired_at=BEGIN)) == [1]
+    assert snapshots.owned(flat, "night") == []
+
+
+def chain(depth):
+    inner = node(depth)
+    for number in range(depth - 1, 0, -1):
+        inner = node(number, children=[inner])
+    return info(inner, current=depth)
+
+
+def test_depth_limit_counts_the_way_to_the_current_snapshot_only():
+    snapshots.check_possible("web01", {"snapshot": chain(31)})
+    with pytest.raises(NotSupported, match="web01 runs on 32 snapshots in a row; the limit is 32") as caught:
+        snapshots.check_possible("web01", {"snapshot": chain(32)})
+    assert caught.value.details == {"depth": 32}
+    broad = info(*(node(number) for number in range(1, 60)), current=7)
+    snapshots.check_possible("web01", {"snapshot": broad})
+    with pytest.raises(NotSupported, match="limit is 1"):
+        snapshots.check_possible("web01", {"snapshot": broad}, max_depth=1)
+
+
+def test_a_chain_as_deep_as_vsphere_can_ever_have_it_is_no_recursion():
+    assert len(snapshots.flatten(chain(255))) == 255
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({"config.template": True}, "template"),
+        ({"config.ftInfo": vim.vm.FaultToleranceConfigInfo(role=1)}, "fault tolerance"),
+    ],
+)
+def test_machines_that_cannot_have_snapshots(properties, message):
+    with pytest.raises(NotSupported, match=message):
+        snapshots.check_possible("web01", properties)
+
+
+def test_an_ordinary_machine_can():
+    snapshots.check_possible("web01", {})
+
+
+def test_snapshot_records_are_hashable():
+    assert isinstance(snapshots.flatten(BRANCHED)[0], Snapshot)
+    assert len(set(snapshots.flatten(BRANCHED))) == 6

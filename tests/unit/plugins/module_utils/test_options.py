@@ -1,0 +1,92 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The shared options, beside what their documentation says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from datetime import timedelta
+
+import pytest
+import yaml
+from ansible.module_utils.basic import env_fallback
+from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
+from ansible_collections.holdfast.backup.plugins.module_utils._module import OptionGroup
+from hypothesis import given
+from hypothesis import strategies as st
+
+GROUPS = {name: value for name, value in vars(_options).items() if isinstance(value, OptionGroup)}
+
+
+def fragment(name):
+    module = importlib.import_module(f"ansible_collections.holdfast.backup.plugins.doc_fragments.{name.lower()}")
+    return yaml.safe_load(module.ModuleDocFragment.DOCUMENTATION)["options"]
+
+
+def as_documented(spec):
+    keys = ("type", "default", "choices", "aliases", "elements", "required")
+    return {key: spec[key] for key in keys if key in spec}
+
+
+def test_there_are_groups():
+    assert set(GROUPS) >= {"VCENTER", "VM"}
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_a_group_is_what_its_fragment_says(name):
+    documented = fragment(name)
+    assert list(documented) == list(GROUPS[name].argument_spec)
+    for option, spec in GROUPS[name].argument_spec.items():
+        assert as_documented(documented[option]) == as_documented(spec), option
+        assert documented[option]["description"], option
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_an_environment_variable_is_in_the_documentation(name):
+    documented = fragment(name)
+    for option, spec in GROUPS[name].argument_spec.items():
+        kind, variables = spec.get("fallback", (None, []))
+        assert kind in (None, env_fallback)
+        for variable in variables:
+            assert f"E({variable})" in str(documented[option]["description"])
+
+
+GIVEN = {"hostname": "vc", "username": "u", "password": "p", "port": 443, "validate_certs": True, "ca_path": None,
+         "proxy_host": None, "proxy_port": None}
+
+
+def test_endpoint_takes_all_options():
+    endpoint = _options.endpoint({**GIVEN, "name": "another option of the module"})
+    assert {option: getattr(endpoint, option) for option in GIVEN} == GIVEN
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"), [("hostname", "VMWARE_HOST"), ("username", "VMWARE_USER"), ("password", "VMWARE_PASSWORD")]
+)
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_option_is_named_with_its_variable(option, variable, value):
+    with pytest.raises(InvalidInput, match=f"option {option} is not set.*{variable}"):
+        _options.endpoint({**GIVEN, option: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3600", 3600), ("90m", 5400), ("36h", 129600), ("7d", 604800), ("2w", 1209600), ("1d12h", 129600), (" 5S ", 5)],
+)
+def test_duration(text, seconds):
+    assert _options.duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "h", "1x", "-1", "1.5h", "1h 2m", "h1", "1hh", "1d-1h", "99999999999w", "٣h"])
+def test_what_is_no_duration(text):
+    with pytest.raises(InvalidInput):
+        _options.duration(text)
+
+
+@given(st.text())
+def test_any_text_is_a_duration_or_refused(text):
+    with contextlib.suppress(InvalidInput):
+        assert _options.duration(text) >= timedelta()
