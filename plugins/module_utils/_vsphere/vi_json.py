@@ -12,20 +12,20 @@ Automation API.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
-    AuthenticationFailed,
+    BackupError,
     CertificateRejected,
     ConnectionFailed,
-    NotFound,
     NotSupported,
-    VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import (
     CONNECT_TIMEOUT,
     READ_TIMEOUT,
     Endpoint,
+    broken_wire,
+    refusal,
 )
 
 RELEASES = ("9.0.0.0", "8.0.3.0", "8.0.2.0", "8.0.1.0")  # most wanted first
@@ -114,15 +114,7 @@ class ViJson:
         try:
             return self._http.request(method, url, json=body, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
         except OSError as error:  # requests' own errors are OSErrors
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise CertificateRejected(
-                    f"The certificate of {self.endpoint.address} is not trusted: {error}.",
-                    "Give ca_path (or VMWARE_CA_PATH) the CA that signed it, and hostname a name that it contains; "
-                    "validate_certs=false switches the check off.",
-                ) from error
-            raise ConnectionFailed(
-                f"The connection to {self.endpoint.address} failed: {error}.", "Check the network and the server."
-            ) from error
+            raise broken_wire(_cause(error), self.endpoint) from error
 
     def _answer(self, response: Any) -> Any:
         """The decoded body of a good response; everything else is raised."""
@@ -137,31 +129,11 @@ class ViJson:
         if response.status_code == 200 and body is not None:
             return body
         if response.status_code == 500 and _fault_name(body):
-            raise self._fault(body)
+            raise _from_fault(body, self.endpoint)
         raise ConnectionFailed(
             f"{self.endpoint.address} answered {response.status_code} to {response.request.path_url}.",
             "Check that hostname and port are those of a vCenter, then run the task again.",
         )
-
-    def _fault(self, body: dict[str, Any]) -> Exception:
-        name = body["_typeName"]
-        words = [message.get("message") for message in body.get("faultMessage") or ()]
-        text = "; ".join(dict.fromkeys(word.rstrip(".") for word in words if word)) or name
-        if name == "InvalidLogin":
-            return AuthenticationFailed(
-                f"{self.endpoint.address} refused the user name or password of {self.endpoint.username}.",
-                "Check username and password (or VMWARE_USER and VMWARE_PASSWORD); a locked account looks the same.",
-                fault=name,
-            )
-        if name == "ManagedObjectNotFound":
-            moid = (body.get("obj") or {}).get("value")
-            return NotFound(
-                f"The object {moid} does not exist on {self.endpoint.address} (any more).",
-                "Check the ID; it may have been removed in the meantime.",
-                fault=name,
-                moid=moid,
-            )
-        return VsphereFault(f"{self.endpoint.address} refused the call: {text} ({name}).", fault=name)
 
 
 def reference(kind: str, moid: str) -> dict[str, str]:
@@ -178,6 +150,20 @@ def _decoded(response: Any) -> Any:
 
 def _fault_name(body: Any) -> str | None:
     return body.get("_typeName") if isinstance(body, dict) else None
+
+
+def _from_fault(body: Mapping[str, Any], endpoint: Endpoint) -> BackupError:
+    name = body["_typeName"]
+    words = [message.get("message") for message in body.get("faultMessage") or ()]
+    text = "; ".join(dict.fromkeys(word.strip().rstrip(".") for word in words if word)) or name
+    subject = body.get("obj") or body.get("object") or {}
+    return refusal(endpoint, name, text, subject.get("value"), body.get("privilegeId"))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong below requests, which wraps it several times."""
+    inner = error.__cause__ or error.__context__
+    return error if inner is None else _cause(inner)
 
 
 def _session_is_over(response: Any) -> bool:
