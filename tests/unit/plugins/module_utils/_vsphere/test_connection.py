@@ -64,7 +64,7 @@ def test_a_server_from_the_past_is_refused():
     ],
 )
 def test_what_went_wrong_on_the_wire_is_told_with_a_next_step(error, words):
-    told = connection._from_wire(error, ENDPOINT)
+    told = connection.broken_wire(error, ENDPOINT)
     assert isinstance(told, ConnectionFailed)
     assert "vc.example.com:443" in told.message
     assert words in told.message
