@@ -327,7 +327,7 @@ def refusal(
     :param text: the server's own words
     :param moid: the managed object that the fault is about
     """
-    if name == "InvalidLogin":
+    if name in ("InvalidLogin", "PasswordExpired"):
         return AuthenticationFailed(
             f"{endpoint.address} refused the user name or password of {endpoint.username}.",
             "Check username and password (or VMWARE_USER and VMWARE_PASSWORD); a locked account looks the same.",
