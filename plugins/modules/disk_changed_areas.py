@@ -3,14 +3,16 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Find out which areas of a virtual machine's disks changed, and see to it that changes are tracked."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: disk_changed_areas
 short_description: Find out which areas of a virtual machine's disks changed
-version_added: 0.1.0
+version_added: 1.0.0
 author:
-  - the holdfast.backup authors (@holdfast-backup)
+  - The holdfast.backup authors (@holdfast)
 description:
   - With O(snapshot), asks vSphere for the areas of each disk that changed between an earlier change ID and the
     snapshot, and decides per disk whether it can be copied incrementally. Any doubt ends in a full copy of that one
