@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PATH=$PWD/.build/venv/bin:$PATH:/usr/sbin:/sbin
 export PYTHONPATH=$PWD/.build/collections
 export ANSIBLE_COLLECTIONS_PATH=$PYTHONPATH ANSIBLE_HOME=$PWD/.build/ansible
+export HYPOTHESIS_STORAGE_DIRECTORY=$PWD/.build/hypothesis
 
 lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; }
 
