@@ -17,8 +17,9 @@ description:
   - Captures what a virtual machine is made of into a readable, versioned JSON file, with its NVRAM beside it.
   - Makes a virtual machine again from such a file, switched off and with empty disks of the right sizes on the right
     controllers and units, ready for M(holdfast.backup.vddk_copy) to fill them.
-  - A virtual machine that is made so carries a mark until its restore is finished. Only a virtual machine with the mark can be
-    deleted by this module, and a repeated task with the same O(restore_id) finds its virtual machine by the mark.
+  - A virtual machine that is made so carries a mark until its restore is finished. Only a virtual machine with the
+    mark can be deleted by this module, and a repeated task with the same O(restore_id) finds its virtual machine by
+    the mark.
   - Nothing is overwritten, and everything that is asked for is looked up before anything is made.
 options:
   state:
@@ -38,7 +39,8 @@ options:
     type: path
   snapshot:
     description:
-      - Managed object ID of a snapshot of the virtual machine whose frozen configuration is captured, not the present one.
+      - Managed object ID of a snapshot of the virtual machine whose frozen configuration is captured, not the
+        present one.
       - The NVRAM is always the present one. Only used with O(state=captured).
     type: str
   config:
@@ -66,8 +68,8 @@ options:
     type: str
   esxi_hostname:
     description:
-      - Host for the new virtual machine, by name or absolute path. By default DRS chooses, or the first host in working order
-        of a cluster without DRS.
+      - Host for the new virtual machine, by name or absolute path. By default DRS chooses, or the first host in
+        working order of a cluster without DRS.
     type: str
   networks:
     description:
@@ -86,8 +88,8 @@ options:
   identity:
     description:
       - V(new) gives the virtual machine and its disks new UUIDs, as a copy should have.
-      - V(keep) asks for the BIOS, instance and disk UUIDs of the old one, as its replacement should have. This is refused
-        while a virtual machine with that instance UUID exists.
+      - V(keep) asks for the BIOS, instance and disk UUIDs of the old one, as its replacement should have. This is
+        refused while a virtual machine with that instance UUID exists.
     type: str
     choices: [new, keep]
     default: new
@@ -116,12 +118,13 @@ options:
         choices: [thin, lazy_zeroed, eager_zeroed]
       create:
         description:
-          - Whether it is made. By default all disks are made but those that were not protected, such as independent disks, whose
-            content no restore point holds.
+          - Whether it is made. By default all disks are made but those that were not protected, such as independent
+            disks, whose content no restore point holds.
         type: bool
   power_state:
     description:
-      - Power state of the finished virtual machine. It is left as it is if this is not set. Only used with O(state=finished).
+      - Power state of the finished virtual machine. It is left as it is if this is not set. Only used with
+        O(state=finished).
     type: str
     choices: [poweredOn]
   timeout:
@@ -141,24 +144,26 @@ seealso:
   - module: holdfast.backup.vddk_copy
   - module: holdfast.backup.restore_point
 notes:
-  - With O(state=present), O(name) and O(folder) say where the virtual machine is made, by default in the folder where it was. A
-    relative O(folder) is below the virtual machine folder of O(datacenter), by default of the datacenter where it was.
-    O(uuid) and O(moid) cannot be used then.
-  - The present C(vm.nvram) of an encrypted virtual machine is kept, but a restored one is not encrypted and does not get it.
-  - Change tracking is off in a restored virtual machine, because it would misreport what the restore wrote below it. A
-    backup switches it on and begins with full copies.
-  - Not restored are virtual TPMs, devices of the host (passed-through, serial, USB), media in drives, vApp options, NPIV names,
-    and advanced settings that belong to the old machine or its host or may be secrets. The result warns of devices that
-    are left out, and RV(config) lists everything under C(left_out) and C(extra_config_left_out).
-  - Privileges needed to capture are C(System.View) and C(System.Read) on the way to the virtual machine, its host, resource pool
-    and networks, and C(Datastore.Browse) on its datastore for the NVRAM.
-  - Privileges needed to restore are C(VirtualMachine.Inventory.Create) on the folder, C(Resource.AssignVMToPool) on the resource
-    pool, C(Datastore.AllocateSpace), C(Datastore.Browse) and C(Datastore.FileManagement) on the datastores,
-    C(Network.Assign) on the networks, and on the folder also C(VirtualMachine.Config.AddNewDisk),
-    C(VirtualMachine.Config.AddRemoveDevice), C(VirtualMachine.Config.AdvancedConfig), C(VirtualMachine.Config.Settings),
-    C(VirtualMachine.Config.CPUCount), C(VirtualMachine.Config.Memory), C(VirtualMachine.Config.Resource),
-    C(VirtualMachine.Config.Annotation), C(VirtualMachine.Inventory.Delete), C(VirtualMachine.Interact.PowerOn) for
-    O(power_state), C(VirtualMachine.Provisioning.MarkAsTemplate) for templates, and C(Global.SetCustomField) for custom attributes.
+  - With O(state=present), O(name) and O(folder) say where the virtual machine is made, by default in the folder
+    where it was. A relative O(folder) is below the virtual machine folder of O(datacenter), by default of the
+    datacenter where it was. O(uuid) and O(moid) cannot be used then.
+  - The present C(vm.nvram) of an encrypted virtual machine is kept, but a restored one is not encrypted and does
+    not get it.
+  - Change tracking is off in a restored virtual machine, because it would misreport what the restore wrote below
+    it. A backup switches it on and begins with full copies.
+  - Not restored are virtual TPMs, devices of the host (passed-through, serial, USB), media in drives, vApp options,
+    NPIV names, and advanced settings that belong to the old machine or its host or may be secrets. The result warns
+    of devices that are left out, and RV(config) lists everything under C(left_out) and C(extra_config_left_out).
+  - Privileges needed to capture are C(System.View) and C(System.Read) on the way to the virtual machine, its host,
+    resource pool and networks, and C(Datastore.Browse) on its datastore for the NVRAM.
+  - Privileges needed to restore are C(VirtualMachine.Inventory.Create) on the folder, C(Resource.AssignVMToPool) on
+    the resource pool, C(Datastore.AllocateSpace), C(Datastore.Browse) and C(Datastore.FileManagement) on the
+    datastores, C(Network.Assign) on the networks, and on the folder also C(VirtualMachine.Config.AddNewDisk),
+    C(VirtualMachine.Config.AddRemoveDevice), C(VirtualMachine.Config.AdvancedConfig),
+    C(VirtualMachine.Config.Settings), C(VirtualMachine.Config.CPUCount), C(VirtualMachine.Config.Memory),
+    C(VirtualMachine.Config.Resource), C(VirtualMachine.Config.Annotation), C(VirtualMachine.Inventory.Delete),
+    C(VirtualMachine.Interact.PowerOn) for O(power_state), C(VirtualMachine.Provisioning.MarkAsTemplate) for
+    templates, and C(Global.SetCustomField) for custom attributes.
 """
 
 EXAMPLES = r"""
@@ -236,7 +241,8 @@ config:
     format: holdfast.vm_config
     version: 1
 files:
-  description: The paths of the files that hold it. There is no C(vm.nvram) of a virtual machine that was never switched on.
+  description:
+    - The paths of the files that hold it. There is no C(vm.nvram) of a virtual machine that was never switched on.
   returned: success and O(state=captured)
   type: list
   elements: str

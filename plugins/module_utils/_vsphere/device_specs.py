@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import Field, write as write_fields
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import Field, write_fields
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_devices import (
     CONTROLLERS,

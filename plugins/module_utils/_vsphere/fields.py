@@ -37,13 +37,13 @@ def shapes(fields: Mapping[str, Field]) -> dict[str, Shape]:
     return {key: field.shape for key, field in fields.items()}
 
 
-def read(source: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+def read_fields(source: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The JSON values that ``source`` has set."""
     values = {key: _plain(_get(source, field.info)) for key, field in fields.items()}
     return {key: value for key, value in values.items() if value not in (None, "")}
 
 
-def write(target: Any, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
+def write_fields(target: Any, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
     """Set the properties of ``target`` that ``values`` has keys for, making objects in between."""
     for key, value in values.items():
         _set(target, fields[key].spec, value)

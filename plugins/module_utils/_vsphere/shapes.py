@@ -22,7 +22,9 @@ NEXT_STEP = "Use a file as vm_config wrote it, or correct it at this place."
 def refuse(where: str, wanted: str, value: Any) -> InvalidInput:
     """The error for a value at ``where``; long values are cut."""
     shown = repr(value)
-    return InvalidInput(f"{where} must be {wanted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}.", NEXT_STEP)
+    return InvalidInput(
+        f"{where} must be {wanted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}.", NEXT_STEP
+    )
 
 
 def flag(value: Any, where: str) -> None:

@@ -65,9 +65,7 @@ def read(c: Connection, selection: Mapping[str, Any], snapshot: str | None = Non
         source={"vcenter": c.about.instanceUuid or "", "version": c.about.version, "snapshot": snapshot},
         placement=place,
         custom_attributes=_custom_attributes(props),
-        nvram=nvram and {
-            "file": vm_config.NVRAM_FILE, "size": len(nvram), "sha256": hashlib.sha256(nvram).hexdigest()
-        },
+        nvram=nvram and {"file": vm_config.NVRAM_FILE, "size": len(nvram), "sha256": hashlib.sha256(nvram).hexdigest()},
     )
     return Captured(inventory.vm_dict(vm, props), vm_config.parse(document), nvram)
 

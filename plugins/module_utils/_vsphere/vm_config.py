@@ -20,10 +20,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import de
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import (
     SHARES,
     Field,
-    read as read_fields,
+    read_fields,
     same,
     shapes,
-    write as write_fields,
+    write_fields,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.shapes import (
@@ -322,12 +322,13 @@ def _check_references(document: Mapping[str, Any]) -> None:
             raise InvalidInput(f"Several devices are on unit {place[1]} of the controller {place[0]}.", NEXT_STEP)
         taken.add(place)
     for nic in document["nics"]:
-        needed = {"standard": (), "distributed": ("portgroup_key", "switch_uuid"), "opaque": ("opaque_id", "opaque_type")}
-        missing = [key for key in needed[nic["network"]["kind"]] if key not in nic["network"]]
+        missing = [key for key in vm_devices.NETWORK_KEYS[nic["network"]["kind"]] if key not in nic["network"]]
         if missing:
             raise InvalidInput(f"The network of {nic['label']} lacks {', '.join(missing)}.", NEXT_STEP)
         if nic.get("mac") and not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", nic["mac"]):
             raise InvalidInput(f"{nic['label']} has {nic['mac']!r} for a MAC address.", NEXT_STEP)
     refused = sorted(key for key in document["extra_config"] if not extra_config.is_kept(key))
     if refused:
-        raise InvalidInput(f"config.extra_config has settings that are never restored: {', '.join(refused)}.", NEXT_STEP)
+        raise InvalidInput(
+            f"config.extra_config has settings that are never restored: {', '.join(refused)}.", NEXT_STEP
+        )

@@ -35,7 +35,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     vm_retarget,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import write as write_fields
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import write_fields
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
 STATE = ("config.extraConfig", "config.template", "runtime.powerState")
@@ -167,7 +167,8 @@ def check_removable(props: Mapping[str, Any], restore_id: str | None) -> None:
         )
     if restore_id not in (None, mark.restore_id):
         raise NotSupported(
-            f"The VM {name} is the unfinished restore {mark.restore_id}, not {restore_id}.", "Check name and restore_id."
+            f"The VM {name} is the unfinished restore {mark.restore_id}, not {restore_id}.",
+            "Check name and restore_id.",
         )
     if props.get("runtime.powerState") != "poweredOff":
         raise NotSupported(
@@ -241,9 +242,7 @@ def _original(c: Connection, document: Mapping[str, Any], changes: vm_retarget.C
     return []
 
 
-def _prepare(
-    c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes | None, mark: Mark
-) -> list[str]:
+def _prepare(c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes | None, mark: Mark) -> list[str]:
     props = c.retrieve([vm], {vim.VirtualMachine: _MADE})[vm]
     spec = vim.vm.ConfigSpec()
     settings = {extra_config.MARK: mark.text()}

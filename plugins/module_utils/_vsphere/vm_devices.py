@@ -17,7 +17,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import di
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import (
     SHARES,
     Field,
-    read as read_fields,
+    read_fields,
     same,
     shapes,
 )
@@ -118,18 +118,21 @@ _REASONS = {
     "VirtualNVDIMMController": "persistent memory is not in a restore point",
 }
 
+NETWORK_KEYS = {
+    "standard": (),
+    "distributed": ("portgroup_key", "switch_uuid"),
+    "opaque": ("opaque_id", "opaque_type"),
+}
 _NETWORK = record(
-    {"name": _NAME, "kind": one_of("standard", "distributed", "opaque")},
-    {"portgroup_key": text(255), "switch_uuid": text(255), "opaque_id": text(255), "opaque_type": text(255)},
+    {"name": _NAME, "kind": one_of(*NETWORK_KEYS)},
+    {key: text(255) for keys in NETWORK_KEYS.values() for key in keys},
 )
 _ENCRYPTION = record({"key_id": text(255), "provider": nullable(text(255))})
 _TYPED = {"key": _KEY, "label": text(255)}
 
 SHAPES = {
     "controllers": items(
-        by_type(
-            {kind: shapes(fields) for kind, fields in CONTROLLERS.items()}, {"key": _KEY, "bus": number(0, 63)}
-        )
+        by_type({kind: shapes(fields) for kind, fields in CONTROLLERS.items()}, {"key": _KEY, "bus": number(0, 63)})
     ),
     "disks": items(
         record(
@@ -215,13 +218,16 @@ def _left_out(device: Any, reason: str) -> dict[str, str]:
 
 
 def _controller(device: Any, kind: str) -> dict[str, Any]:
-    return {"key": int(device.key), "type": kind, "bus": int(device.busNumber), **read_fields(device, CONTROLLERS[kind])}
+    return {
+        "key": int(device.key),
+        "type": kind,
+        "bus": int(device.busNumber),
+        **read_fields(device, CONTROLLERS[kind]),
+    }
 
 
 def _disk(device: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    values = {
-        key: known[key] for key in ("backing_uuid", "capacity", "path", "mode", "sharing", "protected", "reason")
-    }
+    values = {key: known[key] for key in ("backing_uuid", "capacity", "path", "mode", "sharing", "protected", "reason")}
     key_id = getattr(device.backing, "keyId", None)
     optional = {
         "datastore": known["path"][1:].partition("]")[0],

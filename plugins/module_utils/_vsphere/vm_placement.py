@@ -102,7 +102,7 @@ def _folder(c: Connection, path: str) -> Any:
         return found
     if found is not None:
         raise InvalidInput(f"{path} is no folder but a {type(found).__name__.rpartition('.')[2]}.", "Give a folder.")
-    parent, _slash, missing = path.rstrip("/").rpartition("/")
+    parent, _slash, _missing = path.rstrip("/").rpartition("/")
     above = c.read(c.content.searchIndex.FindByInventoryPath, parent.strip("/")) if parent.strip("/") else None
     children = c.retrieve([above], {vim.Folder: ["childEntity"]}).get(above, {}) if above is not None else {}
     folders = [child for child in children.get("childEntity", ()) if isinstance(child, vim.Folder)]

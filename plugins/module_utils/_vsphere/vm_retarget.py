@@ -21,7 +21,11 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     NotFound,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks as disk_records
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_placement import Datastore, Site, choose_network
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_placement import (
+    Datastore,
+    Site,
+    choose_network,
+)
 
 _DISK_SUMMARY = ("datastore", "provisioning", "mode")
 

@@ -165,6 +165,8 @@ def test_other_settings_are_kept(key):
 
 
 def test_names_but_no_values_of_settings_left_out_are_kept():
-    options = [vim.option.OptionValue(key=key, value=value) for key, value in
-               {"guestinfo.userdata": "password: x", "svga.present": "TRUE", "gone": ""}.items()]
+    options = [
+        vim.option.OptionValue(key=key, value=value)
+        for key, value in {"guestinfo.userdata": "password: x", "svga.present": "TRUE", "gone": ""}.items()
+    ]
     assert extra_config.split(options) == ({"svga.present": "TRUE"}, ["guestinfo.userdata"])
