@@ -5,7 +5,7 @@
 """What the modules can do, in the form that ansible-doc shows.
 
 Every module uses three parts: ``holdfast.backup.attributes``; ``holdfast.backup.attributes.changes`` or
-``holdfast.backup.attributes.reads``; ``holdfast.backup.attributes.vcenter`` or ``holdfast.backup.attributes.local``.
+``holdfast.backup.attributes.reads``; ``holdfast.backup.attributes.login`` or ``holdfast.backup.attributes.local``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ attributes:
     details: The module changes nothing.
 """
 
-    # It logs in to vCenter.
-    VCENTER = r"""
+    # It logs in to vCenter. (No part may be named like another fragment, which would be taken instead.)
+    LOGIN = r"""
 options: {}
 attributes:
   action_group:

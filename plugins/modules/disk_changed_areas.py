@@ -77,7 +77,7 @@ options:
 extends_documentation_fragment:
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
-  - holdfast.backup.attributes.vcenter
+  - holdfast.backup.attributes.login
   - holdfast.backup.vcenter
   - holdfast.backup.vm
 notes:

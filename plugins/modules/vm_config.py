@@ -137,7 +137,7 @@ extends_documentation_fragment:
   - holdfast.backup.vm
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
-  - holdfast.backup.attributes.vcenter
+  - holdfast.backup.attributes.login
 requirements:
   - requests
 seealso:

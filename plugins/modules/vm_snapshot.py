@@ -172,7 +172,7 @@ extends_documentation_fragment:
   - holdfast.backup.vm
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
-  - holdfast.backup.attributes.vcenter
+  - holdfast.backup.attributes.login
 seealso:
   - module: holdfast.backup.vm_snapshot_info
   - module: holdfast.backup.disk_changed_areas

@@ -35,7 +35,7 @@ extends_documentation_fragment:
   - holdfast.backup.vm
   - holdfast.backup.attributes
   - holdfast.backup.attributes.reads
-  - holdfast.backup.attributes.vcenter
+  - holdfast.backup.attributes.login
 seealso:
   - module: holdfast.backup.vm_snapshot
 notes:
