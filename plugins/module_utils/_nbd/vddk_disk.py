@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import (
     OUT_OF_MEMORY,
@@ -75,15 +75,17 @@ class Disk:
         self._completion = COMPLETION(self._complete)
         self._waiting: dict[int, list[Any]] = {}  # number of a request: [lock, result]
         self._numbers = itertools.count(1)
-        self._done = {"bytes_read": 0, "bytes_written": 0, "reads": 0, "writes": 0}
+        self._done = {"read": 0, "write": 0}  # bytes
 
-        self._state = threading.Condition()  # guards what follows
+        self._state = threading.Condition()  # guards what follows and _done
         self._connection: Any = None
         self._handle: Any = None
         self._lost = 0  # handles given up
         self._closing = False
         self._in_flight = 0
+        self._most = 0  # in flight on this handle
         self._depth = parameters.depth
+        self._hopeless: VddkError | None = None
         self._last_use = time.monotonic()
 
         self._windows: dict[int, list[tuple[int, int]]] = {}
@@ -96,7 +98,8 @@ class Disk:
 
     def open(self) -> None:
         """Open the disk if it is not open."""
-        self._persist(self._enter_and_leave)
+        self._enter()
+        self._leave()
 
     def close(self) -> None:
         """Close the disk; what was written is flushed."""
@@ -105,7 +108,9 @@ class Disk:
             if self._handle is not None:
                 self._opener.submit(self._close_now).result()
         self._opener.shutdown()
-        self._status.event("closed", reopened=self._lost, **self._done)
+        self._status.event(
+            "closed", reopened=self._lost, bytes_read=self._done["read"], bytes_written=self._done["write"]
+        )
 
     def _what(self, verb: str) -> str:
         each = self._parameters
@@ -176,21 +181,20 @@ class Disk:
 
     def _transfer(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:
         for start in range(0, length, LARGEST):
-            piece = min(LARGEST, length - start)
-            self._persist(lambda at=start, size=piece: self._request(kind, function, address + at, offset + at, size))
-        with self._state:
-            self._done[f"{kind}s"] += 1
-            self._done["bytes_read" if kind == "read" else "bytes_written"] += length
+            self._request(kind, function, address + start, offset + start, min(LARGEST, length - start))
 
     def _request(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:
-        generation = self._enter()
-        try:
+        """One request, repeated on a new handle after errors that may pass."""
+        for failures in itertools.count(1):
+            generation = self._enter()
             result = self._exchange(function, address, offset, length)
-        finally:
-            self._leave()
-        if result:
+            self._leave(kind, 0 if result else length)
+            if result == 0:
+                return
             error = self._library.error(kind, f"{self._what(VERBS[kind])} at {offset}, {length} bytes,", result)
-            raise _Lost(generation, error)
+            if self._is_final(error, failures):
+                raise error
+            self._give_up(generation, error, failures)
 
     def _exchange(self, function: Any, address: int, offset: int, length: int) -> int:
         """Issue one request and wait for it; the buffer belongs to the library until then."""
@@ -201,7 +205,7 @@ class Disk:
         with self._issue:
             result = function(self._handle, offset // SECTOR, length // SECTOR, address, self._completion, number)
         if result & 0xFFFF != ASYNC:
-            del self._waiting[number]
+            self._waiting.pop(number, None)
             return result or 1  # success without a completion to come is no success
         lock.acquire()
         return entry[1]
@@ -216,11 +220,9 @@ class Disk:
         """Wait for all requests and make them durable. A failed flush is not repeated: what a new handle
         flushes is not what the old one had."""
         self._enter()
-        try:
-            with self._issue:
-                result = self._library.Wait(self._handle) or self._library.Flush(self._handle)
-        finally:
-            self._leave()
+        with self._issue:
+            result = self._library.Wait(self._handle) or self._library.Flush(self._handle)
+        self._leave()
         if result:
             raise self._library.error("flush", self._what("Flushing"), result)
 
@@ -231,28 +233,26 @@ class Disk:
             if self._handle is None or self._closing or self._in_flight or not idle:
                 return
             self._in_flight += 1
-        try:
-            # Its failure will be found, and answered, by the next request.
-            self._exchange(self._library.ReadAsync, ctypes.addressof(ctypes.create_string_buffer(SECTOR)), 0, SECTOR)
-        finally:
-            self._leave()
+        sector = ctypes.create_string_buffer(SECTOR)
+        # Its failure will be found, and answered, by the next request.
+        self._exchange(self._library.ReadAsync, ctypes.addressof(sector), 0, SECTOR)
+        self._leave()
 
-    # Errors worth repeating
+    # Places in flight, and errors worth repeating
 
     def _enter(self) -> int:
         """Wait for a free place, open the disk if need be; returns the handle's generation."""
         with self._state:
             self._state.wait_for(lambda: not self._closing and self._in_flight < self._depth)
             if self._handle is None:
-                try:
-                    self._opener.submit(self._open_now).result()
-                except VddkError as error:
-                    raise _Lost(self._lost, error) from None
+                self._open_patiently()
             self._in_flight += 1
+            self._most = max(self._most, self._in_flight)
             return self._lost
 
-    def _leave(self) -> None:
+    def _leave(self, kind: str = "read", done: int = 0) -> None:
         with self._state:
+            self._done[kind] += done
             self._in_flight -= 1
             self._last_use = time.monotonic()
             if self._closing:
@@ -260,41 +260,44 @@ class Disk:
             else:
                 self._state.notify()
 
-    def _enter_and_leave(self) -> None:
-        self._enter()
-        self._leave()
-
-    def _persist(self, action: Callable[[], None]) -> None:
-        """Repeat the action on a new handle after errors that may pass, with growing pauses."""
+    def _open_patiently(self) -> None:
+        """Open, and again after errors that may pass. When it cannot be done, nobody tries once more."""
+        if self._hopeless is not None:
+            raise self._hopeless
         for failures in itertools.count(1):
             try:
-                action()
+                self._opener.submit(self._open_now).result()
                 return
-            except _Lost as lost:
-                error = lost.error
-                if failures > min(error.repeats, self._parameters.retries):
-                    raise error from None
-                delay = min(LONGEST_DELAY, self._parameters.retry_delay * 2 ** (failures - 1))
-                if self._give_up(lost.generation, error):
-                    self._status.event("warning", **error.as_dict(), retry_in=delay)
-                time.sleep(delay)
+            except VddkError as error:
+                if self._is_final(error, failures):
+                    self._hopeless = error
+                    raise
+                self._pause(error, failures)
 
-    def _give_up(self, generation: int, error: VddkError) -> bool:
-        """Close the handle of that generation; False when another request has done so."""
+    def _give_up(self, generation: int, error: VddkError, failures: int) -> None:
+        """Close the handle of that generation and pause, unless another request has done so."""
         with self._state:
             if generation != self._lost:
-                return False
+                return
             self._lost += 1
             self._closing = True
             self._state.wait_for(lambda: self._in_flight == 0)
-            if self._handle is not None:
-                self._opener.submit(self._close_now).result()
-            if error.code == OUT_OF_MEMORY and self._depth > 1:
-                self._depth //= 2
+            self._opener.submit(self._close_now).result()
+            if error.code == OUT_OF_MEMORY:
+                self._depth = max(1, min(self._depth, self._most) // 2)
                 self._status.event("depth", depth=self._depth)
+            self._most = 0
+            self._pause(error, failures)
             self._closing = False
             self._state.notify_all()
-            return True
+
+    def _is_final(self, error: VddkError, failures: int) -> bool:
+        return failures > min(error.repeats, self._parameters.retries)
+
+    def _pause(self, error: VddkError, failures: int) -> None:
+        delay = min(LONGEST_DELAY, self._parameters.retry_delay * 2 ** (failures - 1))
+        self._status.event("warning", **error.as_dict(), retry_in=delay)
+        time.sleep(delay)
 
     # Allocated blocks
 
@@ -321,6 +324,7 @@ class Disk:
         whole = min(start + WINDOW, self.capacity - self.capacity % CHUNK)
         blocks = [(start, whole - start)]
         if self.has_extents and whole > start:
+            self.open()
             try:
                 blocks = self._opener.submit(self._ask_blocks, start, whole - start).result()
             except VddkError as error:
@@ -346,12 +350,3 @@ class Disk:
         blocks = [(each.offset * SECTOR, each.length * SECTOR) for each in (Block * count).from_address(place)]
         self._library.FreeBlockList(answer)
         return blocks
-
-
-class _Lost(Exception):
-    """An error on the handle of some generation."""
-
-    def __init__(self, generation: int, error: VddkError) -> None:
-        super().__init__(str(error))
-        self.generation = generation
-        self.error = error

@@ -46,6 +46,8 @@ _BUSY = "Another reader holds the disk; wait for it, or end a left-over job."
 _GONE = "The VM, its snapshot or the disk's file has gone; run the backup again."
 _HOST = "The ESXi host is in or on its way to maintenance mode; run again when another host can serve the disk."
 
+MANY = 1000  # as often as the caller allows
+
 # code: (name, how often the same request is worth repeating on a new connection, next step)
 ERRORS: dict[int, tuple[str, int, str]] = {
     1: (
@@ -54,10 +56,14 @@ ERRORS: dict[int, tuple[str, int, str]] = {
         "Compare the thumbprint with the server's certificate; a running VM's disk can be read by a snapshot only; "
         "check the user's privileges.",
     ),
-    2: ("VIX_E_OUT_OF_MEMORY", 8, "Let fewer disks of this host be copied at the same time, or use smaller requests."),
+    2: (
+        "VIX_E_OUT_OF_MEMORY",
+        MANY,
+        "Let fewer disks of this host be copied at the same time, or use smaller requests.",
+    ),
     3: ("VIX_E_INVALID_ARG", 0, "Please report this: a request was not what the library allows."),
     4: ("VIX_E_FILE_NOT_FOUND", 0, _GONE),
-    5: ("VIX_E_OBJECT_IS_BUSY", 8, _BUSY),
+    5: ("VIX_E_OBJECT_IS_BUSY", MANY, _BUSY),
     6: ("VIX_E_NOT_SUPPORTED", 0, "This server or this library cannot do it."),
     7: ("VIX_E_FILE_ERROR", 1, "Look into the events of the datastore."),
     8: ("VIX_E_DISK_FULL", 0, "Free space on the datastore."),
@@ -66,39 +72,39 @@ ERRORS: dict[int, tuple[str, int, str]] = {
     11: ("VIX_E_FILE_READ_ONLY", 0, "The disk was opened for reading only."),
     12: ("VIX_E_FILE_ALREADY_EXISTS", 0, ""),
     13: ("VIX_E_FILE_ACCESS_ERROR", 1, f"{_NETWORK} {_RIGHTS} For hotadd the proxy needs a free SCSI slot."),
-    15: ("VIX_E_FILE_ALREADY_LOCKED", 8, _BUSY),
-    26: ("VIX_E_HOST_NOT_CONNECTED", 8, _VCENTER),
-    29: ("VIX_E_UNFINISHED_JOB", 8, ""),
-    31: ("VIX_E_OPERATION_ALREADY_IN_PROGRESS", 8, ""),
+    15: ("VIX_E_FILE_ALREADY_LOCKED", MANY, _BUSY),
+    26: ("VIX_E_HOST_NOT_CONNECTED", MANY, _VCENTER),
+    29: ("VIX_E_UNFINISHED_JOB", MANY, ""),
+    31: ("VIX_E_OPERATION_ALREADY_IN_PROGRESS", MANY, ""),
     32: ("VIX_E_LICENSE", 0, "The ESXi host's licence does not allow backups."),
-    34: ("VIX_E_VM_HOST_DISCONNECTED", 8, _NETWORK),
+    34: ("VIX_E_VM_HOST_DISCONNECTED", MANY, _NETWORK),
     35: ("VIX_E_AUTHENTICATION_FAIL", 0, _RIGHTS),
-    36: ("VIX_E_HOST_CONNECTION_LOST", 8, _NETWORK),
+    36: ("VIX_E_HOST_CONNECTION_LOST", MANY, _NETWORK),
     3014: ("VIX_E_HOST_USER_PERMISSIONS", 0, _RIGHTS),
     4000: ("VIX_E_VM_NOT_FOUND", 0, _GONE),
     13003: ("VIX_E_SNAPSHOT_NOTFOUND", 0, _GONE),
-    14006: ("VIX_E_NBD_HANDSHAKE", 8, _NETWORK),
-    14007: ("VIX_E_NBD_SOCKET", 8, _NETWORK),
+    14006: ("VIX_E_NBD_HANDSHAKE", MANY, _NETWORK),
+    14007: ("VIX_E_NBD_SOCKET", MANY, _NETWORK),
     14008: ("VIX_E_NBD_SERVER_NOT_FOUND", 2, _NETWORK),
     14009: ("VIX_E_NBD_CONN_REFUSED", 2, _NETWORK),
-    14010: ("VIX_E_NBD_TCP_ERROR", 8, _NETWORK),
-    14011: ("VIX_E_NBD_TCP_CONN_LOST", 8, _NETWORK),
-    14014: ("VIX_E_HOST_SERVER_SHUTDOWN", 8, _HOST),
-    14015: ("VIX_E_HOST_SERVER_NOT_AVAILABLE", 8, _HOST),
+    14010: ("VIX_E_NBD_TCP_ERROR", MANY, _NETWORK),
+    14011: ("VIX_E_NBD_TCP_CONN_LOST", MANY, _NETWORK),
+    14014: ("VIX_E_HOST_SERVER_SHUTDOWN", MANY, _HOST),
+    14015: ("VIX_E_HOST_SERVER_NOT_AVAILABLE", MANY, _HOST),
     16007: ("VIX_E_DISK_OUTOFRANGE", 0, "Please report this: a request went past the end of the disk."),
-    16027: ("VIX_E_DISK_TOOMANYOPENFILES", 8, ""),
+    16027: ("VIX_E_DISK_TOOMANYOPENFILES", MANY, ""),
     16053: ("VIX_E_DISK_SUBSYSTEM_INIT_FAIL", 0, "Unpack VDDK again: parts of it are missing."),
     16064: ("VIX_E_DISK_NOLICENSE", 0, "The ESXi host's licence does not allow backups."),
-    18000: ("VIX_E_CANNOT_CONNECT_TO_HOST", 8, _VCENTER),
+    18000: ("VIX_E_CANNOT_CONNECT_TO_HOST", MANY, _VCENTER),
     20005: (
         "VIX_E_OPERATION_DISABLED",
         0,
         "Storage vMotion of the VM is already forbidden, perhaps by a left-over job.",
     ),
     26000: ("VIX_E_ASYNC_MIXEDMODE_UNSUPPORTED", 0, "Please report this."),
-    30006: ("VIX_E_HTTP_COULDNT_RESOLVE_HOST", 8, _VCENTER),
-    30007: ("VIX_E_HTTP_COULDNT_CONNECT", 8, _VCENTER),
-    30028: ("VIX_E_HTTP_TIMEOUT", 8, _VCENTER),
+    30006: ("VIX_E_HTTP_COULDNT_RESOLVE_HOST", MANY, _VCENTER),
+    30007: ("VIX_E_HTTP_COULDNT_CONNECT", MANY, _VCENTER),
+    30028: ("VIX_E_HTTP_TIMEOUT", MANY, _VCENTER),
 }
 
 

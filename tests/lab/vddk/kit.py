@@ -1,0 +1,73 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A copy of the stand-in for VDDK that serves one raw file without a lab, and records what it is asked."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.holdfast.backup.tests.lab.client import BUILD, SOURCES
+
+MIB = 1 << 20
+CAPACITY = 100 * MIB + 3 * 512  # no multiple of the 64 KiB that allocated blocks are told in
+
+
+class Kit:
+    """``root`` is what users call their VDDK directory, ``disk`` the file behind every disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.disk = root / "disk.raw"
+        self.capacity = CAPACITY
+        self.report = root / "report"
+        self._behaviour: list[str] = []
+        make_disk(self.disk, CAPACITY)
+        self.take(".")
+
+    def take(self, variant: str) -> None:
+        """Lay out a variant: ``.`` for the newest, ``no-blocks``, ``6.5``."""
+        shutil.rmtree(self.root / "lib64", ignore_errors=True)
+        shutil.copytree(BUILD / "vddk" / variant / "lib64", self.root / "lib64")
+        self._write()
+
+    def behave(self, *lines: str, **values: Any) -> None:
+        """Set what tests/lab/vddk/README.md lists, as whole lines or by name."""
+        self._behaviour = [*lines, *(f"{key}={value}" for key, value in values.items())]
+        self._write()
+
+    def _write(self) -> None:
+        lines = [f"flat={self.disk}", f"capacity={self.capacity}", f"report={self.report}", *self._behaviour]
+        (self.root / "lib64" / "lab.conf").write_text("".join(f"{line}\n" for line in lines))
+
+    def records(self, verb: str) -> list[dict[str, str]]:
+        """What the library was asked or had to tell, of one kind."""
+        texts = self.report.read_text().split("\n\n") if self.report.exists() else []
+        found = [dict(line.split("=", 1) for line in text.splitlines()) for text in texts]
+        return [each for each in found if each.get("verb") == verb]
+
+    def violations(self) -> list[str]:
+        """Rules that the client broke."""
+        return [each["text"] for each in self.records("violation")]
+
+
+def make_disk(path: Path, size: int) -> None:
+    """A sparse file: about half of its MiB hold random bytes, the last sectors do."""
+    source = random.Random(7)
+    with path.open("wb") as file:
+        file.truncate(size)
+        for start in range(0, size, MIB):
+            if source.random() < 0.5:
+                file.seek(start)
+                file.write(source.randbytes(min(MIB, size - start)))
+        file.seek(size - 512)
+        file.write(source.randbytes(512))
+
+
+def build() -> None:
+    """Compile the stand-in if a source is newer."""
+    subprocess.run(["make", "-s", "-C", str(SOURCES / "vddk")], check=True)
