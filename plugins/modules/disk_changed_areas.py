@@ -254,13 +254,14 @@ disks:
 """
 
 import contextlib
+import errno
 import itertools
 import os
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils import _options
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NoSpace, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking, changed_areas, inventory
@@ -270,6 +271,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
 
 MOST_RETURNED = 1000  # areas of one disk in the result
+Content = tuple[int, list[arithmetic.Area]]  # of an areas file: the disk's capacity and the areas
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -286,7 +288,8 @@ def _track(module: AnsibleModule, c: Connection) -> dict[str, Any]:
     """Report on change tracking, after seeing to it if asked."""
     selection = _options.vm_selection(module.params)
     vm, properties = inventory.find_vm(c, **selection, properties=change_tracking.PROPERTIES)
-    before = after = change_tracking.inspect(properties["name"], properties)
+    identity = inventory.vm_dict(vm, properties)
+    before = after = change_tracking.inspect(identity["name"], properties)
     changed = False
     if module.params["tracking"] == "enabled":
         plan = change_tracking.plan(before)
@@ -296,11 +299,11 @@ def _track(module: AnsibleModule, c: Connection) -> dict[str, Any]:
         elif changed:
             properties, after = change_tracking.carry_out(c, vm, properties, plan, module.params["timeout"])
         if not after.active:
-            module.warn(f"{properties['name']}: disks will be copied in full: {after.reason}.")
+            module.warn(f"{identity['name']}: disks will be copied in full: {after.reason}.")
     found = _picked(from_devices(properties["config.hardware.device"]), module.params["disks"])
     return {
         "changed": changed,
-        "vm": inventory.vm_dict(vm, properties),
+        "vm": identity,
         "tracking": after.as_dict(),
         "disks": [{**disk.as_dict(), "tracked": after.tracks(disk)} for disk in found],
         "diff": {"before": before.as_dict(), "after": after.as_dict()},
@@ -315,7 +318,8 @@ def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
     wanted = _wanted(in_snapshot, module.params["disks"])
     since = changed_areas.match(module.params["since"] or (), in_snapshot)
     asked = itertools.count()
-    results, files = [], {}
+    results: list[dict[str, Any]] = []
+    files: dict[str, Content] = {}
     with _asking(module, c, vm) as ask:
 
         def query(key: int, offset: int, change_id: str) -> changed_areas.Page:
@@ -332,14 +336,14 @@ def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
                 path = os.path.join(module.params["areas_dir"], f"disk-{disk.key}.areas.json")
                 files[path] = (disk.capacity, decision.areas)
             results.append(_result(disk, record, decision, path, module.params["return_areas"]))
-    before, after = _write(files, module.check_mode)
+    changed, diff = _write(files, module.check_mode)
     return {
-        "changed": before != after,
+        "changed": changed,
         "vm": inventory.vm_dict(vm, properties),
         "snapshot": module.params["snapshot"],
         "disks": results,
         "requests": next(asked),
-        "diff": {"before": before, "after": after},
+        "diff": diff,
     }
 
 
@@ -412,27 +416,36 @@ def _result(
     return result
 
 
-def _write(files: dict[str, Any], check_mode: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the areas files that differ from what is there; returns a summary of before and after."""
-    before, after = {}, {}
-    for path, (capacity, areas) in files.items():
-        old = _read(path)
-        before[path], after[path] = _summary(old), _summary((capacity, areas))
-        if old != (capacity, areas) and not check_mode:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            arithmetic.write_file(path, capacity, areas)
-    return before, after
+def _write(files: dict[str, Content], check_mode: bool) -> tuple[bool, dict[str, Any]]:
+    """Write the areas files that differ from what is there; returns whether any does, and the diff."""
+    old = {path: _read(path) for path in files}
+    for path, content in files.items():
+        if old[path] != content and not check_mode:
+            _write_file(path, content)
+    return old != files, {"before": _summary(old), "after": _summary(files)}
 
 
-def _read(path: str) -> tuple[int, list[arithmetic.Area]] | None:
+def _write_file(path: str, content: Content) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        arithmetic.write_file(path, *content)
+    except OSError as error:
+        kind = NoSpace if error.errno == errno.ENOSPC else InvalidInput
+        raise kind(f"The areas file {path} cannot be written: {error.strerror}.", "See to areas_dir.") from error
+
+
+def _read(path: str) -> Content | None:
     try:
         return arithmetic.read_file(path)
     except InvalidInput:
         return None
 
 
-def _summary(content: tuple[int, list[arithmetic.Area]] | None) -> dict[str, int] | None:
-    return content and {"areas": len(content[1]), "bytes": arithmetic.total(content[1])}
+def _summary(files: dict[str, Content | None]) -> dict[str, Any]:
+    return {
+        path: content and {"areas": len(content[1]), "bytes": arithmetic.total(content[1])}
+        for path, content in files.items()
+    }
 
 
 def main() -> None:

@@ -468,3 +468,11 @@ def test_requests(guest):
     assert cost(snapshot=snapshot, since=since) <= 7
     assert cost(snapshot=snapshot, since=since, api="vi_json") <= 10
     assert vm.lab.sessions() == []
+
+
+def test_a_directory_that_cannot_be_written_to(guest, tmp_path):
+    vm = guest()
+    since = vm.remember(vm.snapshot())
+    (tmp_path / "file").write_text("")
+    failed = vm.query(vm.snapshot(), since, areas_dir=str(tmp_path / "file"), fail=True)
+    assert "cannot be written: " in failed["msg"]

@@ -165,7 +165,7 @@ def carry_out(
         refused = _stun(c, vm, properties, patience)
     # Read anew: vSphere does not announce extraConfig after a snapshot changed it.
     after = c.retrieve([vm], {vim.VirtualMachine: [*inventory.IDENTITY, *PROPERTIES]})[vm]
-    tracking = inspect(after["name"], after)
+    tracking = inspect(inventory.unescape(after["name"]), after)
     return after, replace(tracking, obstacle=refused) if refused else tracking
 
 
