@@ -201,6 +201,8 @@ class Connection:
 
     def collect(self, object_specs: list[Any], properties: Mapping[Any, Sequence[str]]) -> dict[Any, dict[str, Any]]:
         """Like :meth:`retrieve`, from prepared ObjectSpecs (with traversals)."""
+        if not object_specs:
+            return {}
         collector = self.content.propertyCollector
         spec = vmodl.query.PropertyCollector.FilterSpec(
             objectSet=object_specs,
@@ -210,11 +212,7 @@ class Connection:
             ],
         )
         found: dict[Any, dict[str, Any]] = {}
-        page = (
-            self.read(collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions())
-            if object_specs
-            else None
-        )
+        page = self.read(collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions())
         while page is not None:
             for entry in page.objects:
                 found.setdefault(entry.obj, {}).update({prop.name: prop.val for prop in entry.propSet})
