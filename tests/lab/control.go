@@ -21,11 +21,28 @@ func (s *sim) controlMux() http.Handler {
 	handle := func(name string, v verb) { mux.HandleFunc("POST /control/"+name, serveVerb(v)) }
 	handle("ready", typed(func(struct{}) (any, error) { return s.ready, nil }))
 	handle("fault", typed(func(x rule) (any, error) { return nil, s.rules.add(&x) }))
-	handle("clear_faults", typed(func(struct{}) (any, error) { s.rules.clear(); return nil, nil }))
+	handle("clear_faults", typed(s.clearFaults))
 	handle("requests", typed(s.requests))
 	handle("sessions", typed(func(struct{}) (any, error) { return s.sessions(), nil }))
 	handle("expire_sessions", typed(func(struct{}) (any, error) { return s.expireSessions(), nil }))
 	handle("drop_connections", typed(func(struct{}) (any, error) { return s.connections.drop(), nil }))
+	handle("knobs", s.setKnobs)
+	handle("create_vm", typed(s.createVMVerb))
+	handle("vm", s.onVM(s.describe))
+	handle("destroy_vm", s.onVM(s.destroyVerb))
+	handle("power", typed(s.powerVerb))
+	handle("add_disk", typed(s.addDiskVerb))
+	handle("grow_disk", s.onDisk(s.growVerb))
+	handle("remove_disk", s.onDisk(s.removeVerb))
+	handle("replace_disk", s.onDisk(s.replaceVerb))
+	handle("file", s.onDisk(s.fileVerb))
+	handle("write", s.onDisk(s.writeVerb))
+	handle("trim", s.onDisk(s.trimVerb))
+	handle("scatter", s.onDisk(s.scatterVerb))
+	handle("load", s.onDisk(s.loadVerb))
+	handle("snapshots", s.onVM(s.snapshotsVerb))
+	handle("reset_tracking", s.onDisk(s.resetTrackingVerb))
+	handle("crash_host", typed(s.crashVerb))
 	s.vddkRoutes(mux)
 	return mux
 }
@@ -57,6 +74,32 @@ func serveVerb(v verb) http.HandlerFunc {
 		}
 		writeJSON(w, http.StatusOK, answer)
 	}
+}
+
+// clearFaults forgets injected faults and puts the knobs back.
+func (s *sim) clearFaults(struct{}) (any, error) {
+	s.rules.clear()
+	s.knobsMu.Lock()
+	defer s.knobsMu.Unlock()
+	s.settings = defaultKnobs()
+	return nil, nil
+}
+
+// setKnobs changes the knobs given and returns all.
+func (s *sim) setKnobs(body json.RawMessage) (any, error) {
+	s.knobsMu.Lock()
+	defer s.knobsMu.Unlock()
+	next := s.settings
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&next); err != nil {
+		return nil, err
+	}
+	if err := next.check(); err != nil {
+		return nil, err
+	}
+	s.settings = next
+	return next, nil
 }
 
 // requests returns the counters, and empties them if asked.

@@ -8,6 +8,8 @@ import (
 	"net"
 	"reflect"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/vmware/govmomi/simulator"
@@ -28,6 +30,9 @@ type sim struct {
 	rules       rules
 	counts      counts
 	connections connections
+	disks       disks
+	knobsMu     sync.Mutex
+	settings    knobs
 	tasks       atomic.Int64
 	snapshots   atomic.Int32
 }
@@ -35,6 +40,12 @@ type sim struct {
 // newSim hooks the lab into a simulator whose inventory has no VM yet.
 func newSim(service *simulator.Service, root types.ManagedObjectReference, o options) *sim {
 	s := &sim{options: o, service: service, reg: service.Context.Map}
+	s.settings = defaultKnobs()
+	s.disks.files, s.disks.roots = map[string]*disk{}, map[string]string{}
+	for _, e := range s.reg.All("Datastore") {
+		datastore := e.(*simulator.Datastore)
+		s.disks.roots[datastore.Name] = datastore.Summary.Url
+	}
 	s.counts.reset()
 	s.connections.open = map[net.Conn]struct{}{}
 	s.tasks.Store(1_000_000) // above the simulator's own numbers
@@ -53,6 +64,14 @@ func (s *sim) context() *simulator.Context {
 func fork(ctx *simulator.Context) *simulator.Context {
 	c := *ctx
 	return &c
+}
+
+// knobs are the present settings of change tracking.
+func (s *sim) knobs() *knobs {
+	s.knobsMu.Lock()
+	defer s.knobsMu.Unlock()
+	out := s.settings
+	return &out
 }
 
 // vm finds a VM by its reference, or nil.
@@ -158,7 +177,7 @@ func (w *watcher) guard(t *simulator.Task) {
 				result, fault = nil, &types.SystemErrorFault{Reason: "the simulator failed"}
 			}
 		}()
-		if !ownTasks[t.Info.DescriptionId] {
+		if _, short, _ := strings.Cut(t.Info.DescriptionId, "."); ownTasks[short] == "" {
 			x := w.s.rules.task(t.Info.DescriptionId, t.Info.Entity.Value)
 			x.delay()
 			if x != nil && x.fault != nil {

@@ -22,7 +22,7 @@ type work func(ctx *simulator.Context, progress func(int32)) (types.AnyType, typ
 func (s *sim) begin(ctx *simulator.Context, entity types.ManagedObjectReference, name string, f work) types.ManagedObjectReference {
 	t := simulator.CreateTask(entity, name, nil)
 	t.Self = types.ManagedObjectReference{Type: "Task", Value: fmt.Sprintf("task-%d", s.tasks.Add(1))}
-	t.Info.Key, t.Info.Task = t.Self.Value, t.Self
+	t.Info.Key, t.Info.Task, t.Info.Name = t.Self.Value, t.Self, ownTasks[name]
 	t.Info.Reason = &types.TaskReasonUser{UserName: s.user}
 	if e, ok := s.reg.Get(entity).(mo.Entity); ok {
 		t.Info.EntityName = e.Entity().Name
@@ -103,5 +103,12 @@ func (s *sim) inner(ctx *simulator.Context, ref types.ManagedObjectReference) (t
 	return t.Info.Result, nil
 }
 
-// ownTasks are the tasks that begin starts and whose simulator twin runs inside.
-var ownTasks = map[string]bool{}
+// ownTasks are the tasks that begin starts, by description, with the methods that start them.
+// The simulator's twins of some run inside.
+var ownTasks = map[string]string{
+	"createSnapshot": "CreateSnapshot_Task", "createSnapshotEx": "CreateSnapshotEx_Task", "removeSnapshot": "RemoveSnapshot_Task",
+	"removeAllSnapshots": "RemoveAllSnapshots_Task", "revertToSnapshot": "RevertToSnapshot_Task",
+	"revertToCurrentSnapshot": "RevertToCurrentSnapshot_Task", "consolidateDisks": "ConsolidateVMDisks_Task",
+	"reconfigVm": "ReconfigVM_Task", "powerOn": "PowerOnVM_Task", "powerOff": "PowerOffVM_Task", "destroy": "Destroy_Task",
+	"createVm": "CreateVM_Task",
+}

@@ -1,0 +1,272 @@
+// Copyright (c) 2026 the holdfast.backup authors
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"os"
+	"time"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// labSnapshot answers calls to a snapshot. Its work is done under the VM's lock, so it has
+// none of its own.
+type labSnapshot struct {
+	*simulator.VirtualMachineSnapshot
+	s *sim
+}
+
+func (*labSnapshot) Lock()   {}
+func (*labSnapshot) Unlock() {}
+
+// RemoveSnapshotTask removes a snapshot, and its children if asked.
+func (n *labSnapshot) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
+	s := n.s
+	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{
+		Returnval: s.begin(ctx, n.Vm, "removeSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+			vm := s.vm(n.Vm)
+			if wayTo(roots(vm), n.Self) == nil {
+				return nil, &types.ManagedObjectNotFound{Obj: n.Self}
+			}
+			progress(50)
+			tree, gone := without(copyTree(roots(vm)), n.Self, req.RemoveChildren)
+			return nil, s.drop(ctx, vm, tree, gone, req.Consolidate)
+		})}}
+}
+
+// RemoveAllSnapshotsTask removes every snapshot of the VM.
+func (v *labVM) RemoveAllSnapshotsTask(ctx *simulator.Context, req *types.RemoveAllSnapshots_Task) soap.HasFault {
+	vm, s := v.VirtualMachine, v.s
+	return &methods.RemoveAllSnapshots_TaskBody{Res: &types.RemoveAllSnapshots_TaskResponse{
+		Returnval: s.begin(ctx, vm.Self, "removeAllSnapshots", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+			var gone []types.ManagedObjectReference
+			for _, snapshot := range s.snapshotObjects(vm) {
+				gone = append(gone, snapshot.Self)
+			}
+			progress(50)
+			return nil, s.drop(ctx, vm, nil, gone, req.Consolidate)
+		})}}
+}
+
+// drop forgets snapshots, leaving the given tree, and folds their files unless told to wait.
+func (s *sim) drop(ctx *simulator.Context, vm *simulator.VirtualMachine, tree snapshotTree, gone []types.ManagedObjectReference, consolidate *bool) types.BaseMethodFault {
+	owners := s.owners(ctx, vm)
+	now := current(vm)
+	if now != nil && wayTo(tree, *now) == nil {
+		was := wayTo(roots(vm), *now)
+		now = nil
+		for _, n := range was { // the nearest that is left
+			if wayTo(tree, n.Snapshot) != nil {
+				now = &n.Snapshot
+			}
+		}
+	}
+	for _, ref := range gone {
+		if way := wayTo(roots(vm), ref); way != nil {
+			for _, file := range s.stateFiles(vm, way[len(way)-1].Id) {
+				_ = os.Remove(file)
+			}
+		}
+		s.reg.Remove(ctx, ref)
+	}
+	s.setTree(ctx, vm, tree, now)
+	s.activate(ctx, vm)
+	if (consolidate != nil && !*consolidate) || s.failsConsolidation() {
+		if s.leftovers(ctx, vm, owners) {
+			s.update(ctx, vm, map[string]any{"runtime.consolidationNeeded": true, "summary.runtime.consolidationNeeded": true})
+		}
+		return nil
+	}
+	return s.consolidate(ctx, vm, owners)
+}
+
+// failsConsolidation takes one of the failures ordered by the knob.
+func (s *sim) failsConsolidation() bool {
+	s.knobsMu.Lock()
+	defer s.knobsMu.Unlock()
+	if s.settings.FailConsolidation == 0 {
+		return false
+	}
+	s.settings.FailConsolidation--
+	return true
+}
+
+// ConsolidateVMDisksTask folds files that removed snapshots left behind.
+func (v *labVM) ConsolidateVMDisksTask(ctx *simulator.Context, req *types.ConsolidateVMDisks_Task) soap.HasFault {
+	vm, s := v.VirtualMachine, v.s
+	return &methods.ConsolidateVMDisks_TaskBody{Res: &types.ConsolidateVMDisks_TaskResponse{
+		Returnval: s.begin(ctx, vm.Self, "consolidateDisks", func(ctx *simulator.Context, _ func(int32)) (types.AnyType, types.BaseMethodFault) {
+			return nil, s.consolidate(ctx, vm, s.owners(ctx, vm))
+		})}}
+}
+
+func (s *sim) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, owners []*disk) types.BaseMethodFault {
+	for _, owner := range owners {
+		if err := s.collapse(ctx, vm, owner); err != nil {
+			return &types.FileFault{File: err.Error()}
+		}
+	}
+	if vm.Runtime.ConsolidationNeeded {
+		s.update(ctx, vm, map[string]any{"runtime.consolidationNeeded": false, "summary.runtime.consolidationNeeded": false})
+	}
+	return nil
+}
+
+// held are the files in use by the VM and its snapshots.
+func (s *sim) held(ctx *simulator.Context, vm *simulator.VirtualMachine) map[string]bool {
+	held := map[string]bool{}
+	s.eachHolder(ctx, vm, func(devices []types.BaseVirtualDevice) {
+		eachDisk(devices, func(_ *types.VirtualDisk, b *backing) { held[b.file.FileName] = true })
+	})
+	return held
+}
+
+// leftovers tells whether a disk has files that could be folded.
+func (s *sim) leftovers(ctx *simulator.Context, vm *simulator.VirtualMachine, owners []*disk) bool {
+	held := s.held(ctx, vm)
+	for _, owner := range owners {
+		owner.mu.Lock()
+		for _, n := range owner.nodes {
+			if !held[n.path] && len(owner.children(n)) < 2 {
+				owner.mu.Unlock()
+				return true
+			}
+		}
+		owner.mu.Unlock()
+	}
+	return false
+}
+
+// collapse folds the files of a disk that nobody holds and tells their users of the new paths.
+func (s *sim) collapse(ctx *simulator.Context, vm *simulator.VirtualMachine, owner *disk) error {
+	held := s.held(ctx, vm)
+	owner.mu.Lock()
+	defer owner.mu.Unlock()
+	renamed, err := s.disks.collapse(owner, held)
+	relink := func(devices []types.BaseVirtualDevice) []types.BaseVirtualDevice {
+		return edited(devices, func(d *types.VirtualDisk, b *backing) bool {
+			file := b.file.FileName
+			if now, moved := renamed[file]; moved {
+				file = now
+			}
+			n := owner.nodes[file]
+			if n == nil {
+				return false
+			}
+			setFiles(d, file, n.parents())
+			return true
+		})
+	}
+	s.setDevices(ctx, vm, relink(vm.Config.Hardware.Device))
+	for _, snapshot := range s.snapshotObjects(vm) {
+		s.update(ctx, snapshot, map[string]any{"config.hardware.device": relink(snapshot.Config.Hardware.Device)})
+	}
+	return err
+}
+
+// RenameSnapshot changes name and description, each if given.
+func (n *labSnapshot) RenameSnapshot(ctx *simulator.Context, req *types.RenameSnapshot) soap.HasFault {
+	body := new(methods.RenameSnapshotBody)
+	vm := n.s.vm(n.Vm)
+	if vm == nil {
+		body.Fault_ = refuse(&types.ManagedObjectNotFound{Obj: n.Self}, "")
+		return body
+	}
+	ctx.WithLock(vm, func() {
+		tree := copyTree(roots(vm))
+		way := wayTo(tree, n.Self)
+		if way == nil {
+			body.Fault_ = refuse(&types.ManagedObjectNotFound{Obj: n.Self}, "")
+			return
+		}
+		entry := way[len(way)-1]
+		if req.Name != "" {
+			entry.Name = req.Name
+		}
+		if req.Description != "" {
+			entry.Description = req.Description
+		}
+		n.s.setTree(ctx, vm, tree, current(vm))
+		body.Res = new(types.RenameSnapshotResponse)
+	})
+	return body
+}
+
+// RevertToSnapshotTask brings the VM back to a snapshot.
+func (n *labSnapshot) RevertToSnapshotTask(ctx *simulator.Context, req *types.RevertToSnapshot_Task) soap.HasFault {
+	s := n.s
+	return &methods.RevertToSnapshot_TaskBody{Res: &types.RevertToSnapshot_TaskResponse{
+		Returnval: s.begin(ctx, n.Vm, "revertToSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+			progress(50)
+			return nil, s.revert(ctx, s.vm(n.Vm), n.VirtualMachineSnapshot, req.SuppressPowerOn != nil && *req.SuppressPowerOn)
+		})}}
+}
+
+// RevertToCurrentSnapshotTask brings the VM back to the snapshot it descends from.
+func (v *labVM) RevertToCurrentSnapshotTask(ctx *simulator.Context, req *types.RevertToCurrentSnapshot_Task) soap.HasFault {
+	body, vm, s := new(methods.RevertToCurrentSnapshot_TaskBody), v.VirtualMachine, v.s
+	now := current(vm)
+	if now == nil {
+		body.Fault_ = refuse(&types.NotFound{}, "the virtual machine has no current snapshot")
+		return body
+	}
+	snapshot := s.reg.Get(*now).(*simulator.VirtualMachineSnapshot)
+	body.Res = &types.RevertToCurrentSnapshot_TaskResponse{
+		Returnval: s.begin(ctx, vm.Self, "revertToCurrentSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+			return nil, s.revert(ctx, vm, snapshot, req.SuppressPowerOn != nil && *req.SuppressPowerOn)
+		})}
+	return body
+}
+
+// revert restores configuration, disks and power state of a snapshot.
+func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snapshot *simulator.VirtualMachineSnapshot, stayOff bool) types.BaseMethodFault {
+	way := wayTo(roots(vm), snapshot.Self)
+	if way == nil {
+		return &types.ManagedObjectNotFound{Obj: snapshot.Self}
+	}
+	owners := s.owners(ctx, vm)
+	var config types.VirtualMachineConfigInfo
+	ctx.WithLock(snapshot, func() { config = copyConfig(&snapshot.Config) })
+	config.Name, config.ChangeVersion, config.Modified = vm.Config.Name, time.Now().Format(time.RFC3339Nano), time.Now()
+	knobs := s.knobs()
+	var failed error
+	config.Hardware.Device = edited(config.Hardware.Device, func(d *types.VirtualDisk, b *backing) bool {
+		owner := s.disks.find(b.file.FileName)
+		if owner == nil || !b.inSnapshots() || failed != nil {
+			return false
+		}
+		owner.mu.Lock()
+		defer owner.mu.Unlock()
+		redo, err := s.disks.child(owner, owner.nodes[b.file.FileName])
+		if err != nil {
+			failed = err
+			return false
+		}
+		owner.track.back(*b.changeID, knobs.OnRevert == "silent")
+		setFiles(d, redo.path, redo.parents())
+		*b.changeID = knobs.shown(&owner.track)
+		return true
+	})
+	if failed != nil {
+		return &types.FileFault{File: failed.Error()}
+	}
+	s.update(ctx, vm, map[string]any{"config": config})
+	tree := copyTree(roots(vm))
+	s.setTree(ctx, vm, tree, &snapshot.Self)
+	s.activate(ctx, vm)
+	if fault := s.consolidate(ctx, vm, owners); fault != nil {
+		return fault
+	}
+	state := way[len(way)-1].State
+	if stayOff && state == types.VirtualMachinePowerStatePoweredOn {
+		state = types.VirtualMachinePowerStatePoweredOff
+	}
+	if state == vm.Runtime.PowerState {
+		return nil
+	}
+	return s.power(ctx, vm, state)
+}
