@@ -61,20 +61,20 @@ class Backup:
     """Backs up one VM into a repository, step by step or at once."""
 
     def __init__(self, run_module: Callable[..., dict[str, Any]], path: Path, vm: dict[str, str] | None = None) -> None:
-        self._run_module = run_module
+        self.run_module = run_module
         self.path = path
         self.vm = vm or VM
         self.directory = path / self.vm["instance_uuid"]
-        self._content = 0
+        self.content = 0
 
     def module(self, state: str, **options: Any) -> dict[str, Any]:
         """One call of restore_point."""
         how = {name: options.pop(name) for name in ("check", "diff", "fail") if name in options}
-        return self._run_module("restore_point", {"repository": str(self.path), "state": state, **options}, **how)
+        return self.run_module("restore_point", {"repository": str(self.path), "state": state, **options}, **how)
 
     def info(self, **options: Any) -> list[dict[str, Any]]:
         """The restore points that restore_point_info lists."""
-        return self._run_module("restore_point_info", {"repository": str(self.path), **options})["restore_points"]
+        return self.run_module("restore_point_info", {"repository": str(self.path), **options})["restore_points"]
 
     def start(self, disks: list[dict[str, Any]] | None = None, **options: Any) -> dict[str, Any]:
         """The state ``started``."""
@@ -83,17 +83,17 @@ class Backup:
     def copy(self, started: dict[str, Any]) -> list[dict[str, Any]]:
         """Images for all disks of a started point, and results like those of vddk_copy."""
         partial = Path(started["restore_point"]["path"])
-        self._content += 1
+        self.content += 1
         results = []
         for since in started["since"]:
             image = partial / f"disk-{since['key']}.qcow2"
-            make_image(image, since["parent"], self._content)
+            make_image(image, since["parent"], self.content)
             results.append(
                 {
                     **{name: since[name] for name in ("key", "label", "backing_uuid", "parent", "reason")},
                     "image": str(image),
                     "capacity": CAPACITY,
-                    "change_id": f"52 aa/{self._content}",
+                    "change_id": f"52 aa/{self.content}",
                     "kind": "incremental" if since["parent"] else "full",
                     "transport": "nbdssl",
                     "bytes_read": 65536,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,8 +33,9 @@ FILE = "repository.json"
 PARTIAL = ".partial"
 DELETED = ".deleted"
 
-_UNTOUCHED = {"lost+found"}
-"""What a file system has of itself: a directory with only this is empty."""
+# With nothing else a directory counts as empty: a new file system's own, and ours of a killed run.
+_OF_FILE_SYSTEM = "lost+found"
+_PREPARED = f".{FILE}."
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def open_or_plan(path: str, create: bool, now: datetime) -> tuple[Repository, bo
     if os.path.lexists(os.path.join(path, FILE)):
         return open_repository(path), False
     with files.reporting("list the repository"):
-        found = sorted(set(os.listdir(path)) - _UNTOUCHED)
+        found = sorted(name for name in os.listdir(path) if name != _OF_FILE_SYSTEM and not name.startswith(_PREPARED))
     if found:
         raise RepositoryError(
             f"{path} is not a repository and not empty: it holds {', '.join(found[:3])}.",
@@ -121,15 +123,15 @@ def open_or_plan(path: str, create: bool, now: datetime) -> tuple[Repository, bo
 def create_repository(planned: Repository) -> Repository:
     """Write a planned repository; one that another run made meanwhile is taken as it is."""
     body = {"id": planned.id, "created": planned.created}
-    prepared = os.path.join(planned.path, f".{FILE}.{planned.id}")
+    prepared = os.path.join(planned.path, _PREPARED + planned.id)
     with files.reporting("create the repository"):
-        files.write(prepared, documents.render(FORMAT, VERSION, body))
-        try:
+        # It was made meanwhile when its name is taken, or when its maker has cleaned up.
+        with suppress(FileExistsError, FileNotFoundError):
+            files.write(prepared, documents.render(FORMAT, VERSION, body))
             os.link(prepared, os.path.join(planned.path, FILE))
-        except FileExistsError:
-            pass
-        finally:
-            files.remove(prepared)
+        for name in os.listdir(planned.path):
+            if name.startswith(_PREPARED):
+                files.remove(os.path.join(planned.path, name))
         files.sync_directory(planned.path)
     return open_repository(planned.path)
 
