@@ -34,6 +34,7 @@ def _session_lab() -> Iterator[Lab]:
 def lab(_session_lab: Lab) -> Lab:
     """The one lab of this test process: no faults, counters at zero. VMs of other tests remain."""
     _session_lab.clear_faults()
+    _session_lab.vddk(reset=True)
     _session_lab.requests(reset=True)
     return _session_lab
 

@@ -12,6 +12,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,11 @@ def answer(*results):
 
 def run(kit: Kit, code: str, start: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a scenario with the kit's library."""
-    directory = kit.root / "scenario"
-    plugins.ship(str(directory))
+    directory = tempfile.mkdtemp(dir=kit.root)
+    plugins.ship(directory)
     text = PRELUDE + ("assert init() == 0\n" if start else "") + code
     command = [sys.executable, "-c", text, str(kit.root), str(kit.capacity)]
-    environment = plugins.environment(str(directory), str(kit.root))
+    environment = plugins.environment(directory, str(kit.root))
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
 
 

@@ -14,19 +14,22 @@ from typing import Any
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD, SOURCES
 
 MIB = 1 << 20
-CAPACITY = 100 * MIB + 3 * 512  # no multiple of the 64 KiB that allocated blocks are told in
+PIECE = 256 << 10
 
 
 class Kit:
-    """``root`` is what users call their VDDK directory, ``disk`` the file behind every disk."""
+    """``root`` is what users call their VDDK directory, ``disk`` the file behind every disk.
 
-    def __init__(self, root: Path) -> None:
+    :param capacity: bytes; by default no multiple of the 64 KiB in which allocated blocks are told
+    """
+
+    def __init__(self, root: Path, capacity: int = 4 * MIB + 3 * 512) -> None:
         self.root = root
         self.disk = root / "disk.raw"
-        self.capacity = CAPACITY
+        self.capacity = capacity
         self.report = root / "report"
         self._behaviour: list[str] = []
-        make_disk(self.disk, CAPACITY)
+        make_disk(self.disk, capacity)
         self.take(".")
 
     def take(self, variant: str) -> None:
@@ -56,14 +59,14 @@ class Kit:
 
 
 def make_disk(path: Path, size: int) -> None:
-    """A sparse file: about half of its MiB hold random bytes, the last sectors do."""
+    """A sparse file: about half of its pieces hold random bytes, and the last sector does."""
     source = random.Random(7)
     with path.open("wb") as file:
         file.truncate(size)
-        for start in range(0, size, MIB):
+        for start in range(0, size, PIECE):
             if source.random() < 0.5:
                 file.seek(start)
-                file.write(source.randbytes(min(MIB, size - start)))
+                file.write(source.randbytes(min(PIECE, size - start)))
         file.seek(size - 512)
         file.write(source.randbytes(512))
 
