@@ -17,7 +17,7 @@ setup: ## install and build what the other targets need (they call it themselves
 setup: .build/lab vddk
 
 demo: setup ## back up, change, destroy and restore a virtual machine, with proof
-	@tests/lab/demo/run
+	@.build/venv/bin/python tests/lab/demo/demo.py
 
 test: setup ## run every test
 	@tests/tools/test.sh
