@@ -327,13 +327,15 @@ def captured(module, c):
     names = vm_capture.changes(params["path"], wanted)
     if names and not module.check_mode:
         vm_capture.save(params["path"], wanted, names)
+    unprotected = vm_config.unprotected(found.document)
+    lost = [f"{disk['label']} ({disk['path']}) is not protected: {disk['reason']}." for disk in unprotected]
     return {
         "changed": bool(names),
         "vm": found.vm,
         "config": found.document,
         "files": [os.path.join(params["path"], name) for name, content in wanted.items() if content is not None],
-        "unprotected": vm_config.unprotected(found.document),
-        "warnings": vm_config.warnings(found.document),
+        "unprotected": unprotected,
+        "warnings": lost + vm_config.warnings(found.document),
         "diff": {"before": {"files_to_write": names}, "after": {"files_to_write": []}},
     }
 

@@ -93,8 +93,8 @@ def paths(c: Connection, entities: Iterable[Any]) -> dict[Any, str]:
     """Inventory paths (``/dc/vm/folder/name``, names as stored) of managed entities, in one request."""
     entities = list(entities)
     upwards = [
-        _traverse("up", vim.ManagedEntity, "parent", "up"),
-        _traverse("vapp", vim.VirtualMachine, "parentVApp", "up"),
+        traverse("up", vim.ManagedEntity, "parent", "up"),
+        traverse("vapp", vim.VirtualMachine, "parentVApp", "up"),
     ]
     specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=entity, selectSet=upwards) for entity in entities]
     read = c.collect(specs, {vim.ManagedEntity: ["name", "parent"], vim.VirtualMachine: ["parentVApp"]})
@@ -150,7 +150,7 @@ def _in_folder(c: Connection, name: str, folder: str, datacenter: str | None) ->
 def _datacenters(c: Connection, wanted: str | None) -> list[str]:
     """Inventory paths of the datacenters, without a leading slash: all of them or those that ``wanted`` names."""
     root = vmodl.query.PropertyCollector.ObjectSpec(
-        obj=c.content.rootFolder, selectSet=[_traverse("folders", vim.Folder, "childEntity", "folders")]
+        obj=c.content.rootFolder, selectSet=[traverse("folders", vim.Folder, "childEntity", "folders")]
     )
     read = c.collect([root], {vim.Folder: ["name", "parent"], vim.Datacenter: ["name", "parent"]})
     found = [_path(entity, read).strip("/") for entity in read if isinstance(entity, vim.Datacenter)]
@@ -172,17 +172,18 @@ def _anywhere(c: Connection, name: str, datacenter: str | None) -> list[Any]:
         lookups = [c.content.searchIndex.FindByInventoryPath(path) for path in _datacenters(c, datacenter)]
         start = [found for found in lookups if found is not None]
     downwards = [
-        _traverse("folder", vim.Folder, "childEntity", "folder", "datacenter", "vapp", "vapps"),
-        _traverse("datacenter", vim.Datacenter, "vmFolder", "folder"),
-        _traverse("vapp", vim.VirtualApp, "vm"),
-        _traverse("vapps", vim.VirtualApp, "resourcePool", "vapp", "vapps"),
+        traverse("folder", vim.Folder, "childEntity", "folder", "datacenter", "vapp", "vapps"),
+        traverse("datacenter", vim.Datacenter, "vmFolder", "folder"),
+        traverse("vapp", vim.VirtualApp, "vm"),
+        traverse("vapps", vim.VirtualApp, "resourcePool", "vapp", "vapps"),
     ]
     specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=obj, selectSet=downwards) for obj in start]
     read = c.collect(specs, {vim.VirtualMachine: ["name"]})
     return [vm for vm, props in read.items() if same_name(props.get("name", ""), name)]
 
 
-def _traverse(spec_name: str, kind: Any, path: str, *then: str) -> Any:
+def traverse(spec_name: str, kind: Any, path: str, *then: str) -> Any:
+    """A TraversalSpec: from objects of ``kind`` along ``path``, and on by the traversals named ``then``."""
     return vmodl.query.PropertyCollector.TraversalSpec(
         name=spec_name,
         type=kind,

@@ -109,7 +109,7 @@ def items(inner: Shape, limit: int = 4096) -> Shape:
 
 def table(inner: Shape, limit: int = 4096) -> Shape:
     """A mapping with any names whose values fit ``inner``."""
-    name = text(255, empty=False)
+    name = text(1024, empty=False)
 
     def shape(value: Any, where: str) -> None:
         if not isinstance(value, dict) or len(value) > limit:

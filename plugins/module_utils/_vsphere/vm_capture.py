@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Mapping
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    InvalidInput,
+    NotFound,
+    NotSupported,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     datastore_files,
     extra_config,
@@ -50,7 +55,12 @@ def read(c: Connection, selection: Mapping[str, Any], snapshot: str | None = Non
     :raises InvalidInput: the snapshot belongs to another VM
     """
     vm, props = inventory.find_vm(c, **selection, properties=(*_VM, *(() if snapshot else ("config",))))
-    config = _frozen(c, vm, snapshot) if snapshot else props["config"]
+    config = _frozen(c, vm, snapshot) if snapshot else props.get("config")
+    if config is None or "runtime.host" not in props:
+        raise NotSupported(
+            f"The configuration of {props['name']} ({vm._GetMoId()}) cannot be read.",
+            "Look at the VM in vCenter: it may be inaccessible or orphaned, or the role of the user hides it.",
+        )
     document = vm_config.capture(config, _network_names(c, config, props))
     place, notes = _placement(c, vm, props)
     nvram = _nvram(c, config, props, place["datacenter"])

@@ -74,7 +74,7 @@ SETTINGS: dict[str, dict[str, Field]] = {
         "cpu_hot_remove": same("cpuHotRemoveEnabled", flag),
         "memory_hot_add": same("memoryHotAddEnabled", flag),
         "memory_locked": same("memoryReservationLockedToMax", flag),
-        "latency_sensitivity": same("latencySensitivity.level", one_of("low", "normal", "medium", "high", "custom")),
+        "latency_sensitivity": same("latencySensitivity.level", _WORD),
         "nested_virtualization": same("nestedHVEnabled", flag),
         "performance_counters": same("vPMCEnabled", flag),
         "swap_placement": same("swapPlacement", _WORD),
@@ -84,7 +84,7 @@ SETTINGS: dict[str, dict[str, Field]] = {
     "cpu": _allocation("cpuAllocation"),
     "memory": _allocation("memoryAllocation"),
     "firmware": {
-        "type": same("firmware", one_of("bios", "efi")),
+        "type": same("firmware", _WORD),
         "secure_boot": same("bootOptions.efiSecureBootEnabled", flag),
         "boot_delay_ms": same("bootOptions.bootDelay", number(0, _INT64)),
         "enter_setup": same("bootOptions.enterBIOSSetup", flag),
@@ -121,7 +121,7 @@ SETTINGS: dict[str, dict[str, Field]] = {
     },
     "other": {
         "annotation": same("annotation", text(65536, lines=True)),
-        "max_consoles": same("maxMksConnections", number(0, _INT32)),
+        "max_consoles": same("maxMksConnections", number(-1, _INT32)),
         "lock_guest": same("guestAutoLockEnabled", flag),
         "migrate_encryption": same("migrateEncryption", _WORD),
         "ft_encryption": same("ftEncryptionMode", _WORD),
@@ -152,7 +152,7 @@ _DOCUMENT = record(
         "settings": record({}, {group: record({}, shapes(fields)) for group, fields in SETTINGS.items()}),
         **vm_devices.SHAPES,
         "boot_order": items(record({"type": one_of(*_BOOT)}, {"key": number(0, _INT32)}), limit=64),
-        "extra_config": table(text(65536, lines=True)),
+        "extra_config": table(text(1 << 20, lines=True)),
         "placement": record({}, {place: text(2048) for place in _PLACES}),
     },
     {
@@ -186,7 +186,7 @@ def capture(config: Any, networks: Mapping[str, str]) -> dict[str, Any]:
         },
         "settings": _settings(config),
         **vm_devices.read(config.hardware.device, networks),
-        "boot_order": [_boot_device(device) for device in (config.bootOptions and config.bootOptions.bootOrder) or ()],
+        "boot_order": _boot_devices(config),
         "extra_config": kept,
         "extra_config_left_out": left_out,
         "encryption": vm_devices.encryption(config.keyId) if config.keyId else None,
@@ -261,9 +261,8 @@ def boot_order(document: Mapping[str, Any], keys: Mapping[int, int]) -> list[Any
 
 
 def warnings(document: Mapping[str, Any]) -> list[str]:
-    """What a restore from this document will not bring back, one line each."""
+    """What a restore from this document will not bring back beside unprotected disks, one line each."""
     lines = [f"{item['device']}: {item['reason']}." for item in document["left_out"]]
-    lines += [f"{disk['label']} is not protected: {disk['reason']}." for disk in unprotected(document)]
     if document.get("encryption") or any("encryption" in disk for disk in document["disks"]):
         lines.append(
             "The VM is encrypted: a restored one is not, and its NVRAM is of use only with the same key provider."
@@ -284,12 +283,15 @@ def _settings(config: Any) -> dict[str, dict[str, Any]]:
     return {group: values for group, values in settings.items() if values}
 
 
-def _boot_device(device: Any) -> dict[str, Any]:
-    name = type(device).__name__.rpartition(".")[2]
-    item: dict[str, Any] = {"type": next(kind for kind, known in _BOOT.items() if known == name)}
-    if getattr(device, "deviceKey", None) is not None:
-        item["key"] = int(device.deviceKey)
-    return item
+def _boot_devices(config: Any) -> list[dict[str, Any]]:
+    kinds = {name: kind for kind, name in _BOOT.items()}
+    found = []
+    for device in (config.bootOptions and config.bootOptions.bootOrder) or ():
+        kind = kinds.get(vm_devices.type_name(device))
+        key = getattr(device, "deviceKey", None)
+        if kind:
+            found.append({"type": kind} if key is None else {"type": kind, "key": int(key)})
+    return found
 
 
 def _notes(config: Any) -> list[str]:

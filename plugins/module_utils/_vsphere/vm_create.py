@@ -100,7 +100,7 @@ def plan(
     site = vm_placement.find(c, wishes, document["placement"])
     target, warnings = vm_retarget.retarget(document, changes, site)
     target["placement"].update(folder=wishes.folder, datacenter=site.datacenter, resource_pool=site.pool_path)
-    warnings += _original(c, document, changes)
+    warnings += vm_config.warnings(document) + _original(c, document, changes)
     return Plan(target, warnings, site, leftover=there)
 
 

@@ -77,6 +77,7 @@ NICS: dict[str, dict[str, Field]] = {
         "VirtualPCNet32": {},
     }.items()
 }
+_UNLIMITED = {"reservation": 0, "limit": -1, "shares": "normal"}
 _LINK = {
     "start_connected": same("connectable.startConnected", flag),
     "guest_control": same("connectable.allowGuestControl", flag),
@@ -89,7 +90,7 @@ DISK = {
 }
 VIDEO = {
     "memory_kb": same("videoRamSizeInKB", number(0, _INT64)),
-    "displays": same("numDisplays", number(1, 64)),
+    "displays": same("numDisplays", number(0, 64)),
     "auto_detect": same("useAutoDetect", flag),
     "enable_3d": same("enable3DSupport", flag),
     "renderer_3d": same("use3dRenderer", text(32)),
@@ -255,9 +256,11 @@ def encryption(key_id: Any) -> dict[str, Any]:
 
 
 def _nic(device: Any, kind: str, networks: Mapping[str, str]) -> dict[str, Any]:
-    return _identified(
-        device, type=kind, network=_network(device, networks), **read_fields(device, {**_LINK, **NICS[kind]})
-    )
+    values = read_fields(device, {**_LINK, **NICS[kind]})
+    if {key: values.get(key) for key in _UNLIMITED} == _UNLIMITED:
+        # Said for every adapter, but only to be asked for where the network can do it.
+        values = {key: value for key, value in values.items() if key not in _UNLIMITED}
+    return _identified(device, type=kind, network=_network(device, networks), **values)
 
 
 def _network(device: Any, networks: Mapping[str, str]) -> dict[str, Any]:

@@ -139,11 +139,11 @@ class _Tree:
         spec = vmodl.query.PropertyCollector.ObjectSpec(
             obj=datacenter,
             selectSet=[
-                _traverse("hosts", vim.Datacenter, "hostFolder", "folder"),
-                _traverse("folder", vim.Folder, "childEntity", "folder", "pool", "host"),
-                _traverse("pool", vim.ComputeResource, "resourcePool", "pools"),
-                _traverse("pools", vim.ResourcePool, "resourcePool", "pools"),
-                _traverse("host", vim.ComputeResource, "host"),
+                inventory.traverse("hosts", vim.Datacenter, "hostFolder", "folder"),
+                inventory.traverse("folder", vim.Folder, "childEntity", "folder", "pool", "host"),
+                inventory.traverse("pool", vim.ComputeResource, "resourcePool", "pools"),
+                inventory.traverse("pools", vim.ResourcePool, "resourcePool", "pools"),
+                inventory.traverse("host", vim.ComputeResource, "host"),
             ],
         )
         compute = ["name", "parent", "resourcePool", "host", "datastore", "network"]
@@ -272,12 +272,3 @@ def _networks(c: Connection, found: Mapping[Any, Mapping[str, Any]]) -> list[dic
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def _traverse(name: str, kind: Any, path: str, *then: str) -> Any:
-    return vmodl.query.PropertyCollector.TraversalSpec(
-        name=name,
-        type=kind,
-        path=path,
-        selectSet=[vmodl.query.PropertyCollector.SelectionSpec(name=following) for following in then],
-    )

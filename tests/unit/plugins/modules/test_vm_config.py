@@ -99,6 +99,7 @@ def original(vcenter, lab, name):
     port = vim.dvs.PortConnection(
         portgroupKey=vcenter.group.key, switchUuid=vcenter.group.config.distributedVirtualSwitch.uuid
     )
+    client = dev.VirtualCdrom.RemotePassthroughBackingInfo(deviceName="", exclusive=False)
     vm = vcenter.make(
         name,
         add(dev.ParaVirtualSCSIController(key=-1, busNumber=0, sharedBus="noSharing")),
@@ -113,8 +114,7 @@ def original(vcenter, lab, name):
                                backing=Ethernet.NetworkBackingInfo(deviceName="VM Network"))),
         add(dev.VirtualE1000e(key=-21, addressType="manual", macAddress="00:50:56:01:02:04",
                               backing=Ethernet.DistributedVirtualPortBackingInfo(port=port))),
-        add(dev.VirtualCdrom(key=-30, controllerKey=-3, unitNumber=0, backing=dev.VirtualCdrom.RemotePassthroughBackingInfo(
-            deviceName="", exclusive=False))),
+        add(dev.VirtualCdrom(key=-30, controllerKey=-3, unitNumber=0, backing=client)),
         firmware="efi",
         annotation="line 1\nline 2",
         bootOptions=vim.vm.BootOptions(efiSecureBootEnabled=True, bootDelay=1500),

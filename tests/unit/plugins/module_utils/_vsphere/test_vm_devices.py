@@ -137,3 +137,12 @@ def test_a_drive_with_a_medium_is_made_again_without_it():
 def test_slots_find_a_disk_by_its_place():
     found = specs.slots(sample())
     assert found["VirtualLsiLogicController", 1, 3]["backing_uuid"] == "6000C29b"
+
+
+def test_default_network_resources_are_not_asked_for():
+    allocation = Ethernet.ResourceAllocation(reservation=0, limit=-1, share=vim.SharesInfo(level="normal", shares=50))
+    backing = Ethernet.NetworkBackingInfo(deviceName="front")
+    nic = dev.VirtualVmxnet3(key=4000, backing=backing, resourceAllocation=allocation)
+    assert "shares" not in subject.read([nic], {})["nics"][0]
+    nic.resourceAllocation.reservation = 7
+    assert subject.read([nic], {})["nics"][0]["reservation"] == 7
