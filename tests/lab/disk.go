@@ -52,7 +52,17 @@ func (d *disks) host(name string) string {
 	return path.Join(d.roots[p.Datastore], simulator.VirtualDiskBackingFileName(p.Path))
 }
 
-// find returns the disk and its file of that path, or nil.
+// named is the datastore path of a raw file, or "".
+func (d *disks) named(flat string) string {
+	for name, root := range d.roots {
+		if below, ok := strings.CutPrefix(flat, root+"/"); ok {
+			return fmt.Sprintf("[%s] %s.vmdk", name, strings.TrimSuffix(below, "-flat.vmdk"))
+		}
+	}
+	return ""
+}
+
+// find returns the disk that has a file of that path, or nil.
 func (d *disks) find(name string) *disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()

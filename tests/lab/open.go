@@ -92,3 +92,12 @@ func diskAt(devices []types.BaseVirtualDevice, path string) (found *types.Virtua
 	})
 	return found, view
 }
+
+// markWritten tells change tracking of a write that went past the lab, into a raw file.
+func (s *sim) markWritten(flat string, offset, length int64) {
+	if owner := s.disks.find(s.disks.named(flat)); owner != nil {
+		owner.mu.Lock()
+		defer owner.mu.Unlock()
+		owner.track.mark(extent{offset, length})
+	}
+}

@@ -154,8 +154,10 @@ func (w *watcher) RemoveObject(_ *simulator.Context, ref types.ManagedObjectRefe
 func (w *watcher) PutObject(_ *simulator.Context, o mo.Reference) {
 	switch x := o.(type) {
 	case *simulator.VirtualMachine: // pyVmomi refuses the empty values
-		x.Runtime.FaultToleranceState = types.VirtualMachineFaultToleranceStateNotConfigured
-		x.Runtime.RecordReplayState = types.VirtualMachineRecordReplayStateInactive
+		for _, runtime := range []*types.VirtualMachineRuntimeInfo{&x.Runtime, &x.Summary.Runtime} {
+			runtime.FaultToleranceState = types.VirtualMachineFaultToleranceStateNotConfigured
+			runtime.RecordReplayState = types.VirtualMachineRecordReplayStateInactive
+		}
 	case *simulator.Task:
 		if x.Execute != nil {
 			w.guard(x)
