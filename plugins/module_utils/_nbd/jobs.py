@@ -1,0 +1,212 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: what a copy of one disk is, how one copy runs, and how several run at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    CopyFailed,
+    Damaged,
+    InvalidInput,
+    NoSpace,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, copy, servers
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
+
+_QUEUE = 16 * areas.MIB  # bytes in flight per disk: what bounds the memory of a copy
+_MOST_REQUESTS = 64
+
+
+class DiskAccess(Protocol):
+    """A way to a disk, for instance :class:`vddk.VddkDisk`."""
+
+    @property
+    def transport(self) -> str | None:
+        """How the disk was reached."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong and was got over."""
+
+    @property
+    def error(self) -> BackupError | None:
+        """Why the disk could not be read or written; it goes before what the copy says."""
+
+    def open(self) -> AbstractContextManager[servers.Disk]:
+        """The disk for one start of nbdkit."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One disk and its image.
+
+    :param name: of the disk, for messages and progress
+    :param capacity: of the disk in bytes; the image holds whole clusters and may be a little larger
+    :param work: areas to copy (a normal list), None for the whole disk
+    :param parent: the image below the new one of a backup; goes together with ``work``
+    :param identity: what the content of the image depends on besides; JSON-serialisable
+    :param facts: keys that only pass through into the result
+    """
+
+    name: str
+    disk: DiskAccess
+    image: str
+    capacity: int
+    work: list[areas.Area] | None = None
+    parent: str | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to copy.
+
+    :param directory: private to this run, for small files
+    :param request_size: bytes per request, None to choose
+    :param request_depth: requests in flight per disk, None to choose
+    :param compression: ``zstd``, ``zlib`` or ``none``
+    :param target_is_zero: a disk that is restored holds only zeros yet, so zeros need not be written
+    :param verify: compare the whole disk with the image afterwards
+    """
+
+    directory: str
+    request_size: int | None = None
+    request_depth: int | None = None
+    compression: str = "zstd"
+    target_is_zero: bool = False
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.request_size
+        if size is not None and (size & (size - 1) or not servers.CLUSTER <= size <= 2 * areas.MIB):
+            raise InvalidInput(f"The request size {size} cannot be used.", "Give a power of two from 64 KiB to 2 MiB.")
+
+
+Job = Callable[[Task, Settings, Watch], dict[str, Any]]
+
+
+def run_all(job: Job, tasks: Sequence[Task], settings: Settings, watch: Watch, parallel: int) -> list[dict[str, Any]]:
+    """Do several tasks at a time, all of them, whatever happens to one.
+
+    :returns: their results, in the order of the tasks
+    :raises BackupError: of the kind of the first error, naming each disk that failed; ``details["disks"]`` holds
+        the results of the others
+    """
+    with ThreadPoolExecutor(max_workers=parallel) as pool:
+        try:
+            outcomes = [
+                future.result() for future in [pool.submit(_outcome, job, task, settings, watch) for task in tasks]
+            ]
+        except BaseException:
+            watch.stop()
+            raise
+    failed = [(task, outcome) for task, outcome in zip(tasks, outcomes) if isinstance(outcome, BackupError)]
+    results = [outcome for outcome in outcomes if not isinstance(outcome, BackupError)]
+    if not failed:
+        return results
+    first = failed[0][1]
+    causes = " ".join(f"{task.name}: {error.message}" for task, error in failed)
+    raise type(first)(
+        f"{len(failed)} of {len(tasks)} disks failed. {causes}",
+        first.next_step,
+        failed=[{"disk": task.name, "image": task.image, "msg": str(error), **error.details} for task, error in failed],
+        disks=results,
+    )
+
+
+def transfer(
+    task: Task,
+    settings: Settings,
+    watch: Watch,
+    stage: str,
+    request: int,
+    build: Callable[[Callable[..., list[str]], list[str]], list[str]],
+    total: int | None = None,
+) -> copy.Outcome:
+    """Run one nbdcopy for a task.
+
+    :param stage: a word for the progress
+    :param request: bytes per request
+    :param build: makes the command from ``servers.disk_server`` for this disk, and nbdcopy's options so far
+    :param total: bytes that will pass, None if that is only known from the place on the disk
+    """
+
+    def tell(tally: copy.Tally) -> None:
+        passed = tally.read + tally.written
+        done, of = (tally.position, task.capacity) if total is None else (passed, total)
+        watch.tell(task.name, stage, done, of, passed)
+
+    depth = settings.request_depth or min(_MOST_REQUESTS, _QUEUE // request)
+    options = ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
+    log = copy.RequestLog()
+    with task.disk.open() as disk:
+        serve = partial(servers.disk_server, disk, threads=depth, log=log.path)
+        inherited = [] if disk.descriptor is None else [disk.descriptor]
+        return copy.run(build(serve, options), log, inherited, tell, watch.check)
+
+
+def request_size(settings: Settings, work: Sequence[areas.Area] | None, over_read: float = 1.1) -> int:
+    """Bytes per request for this work: the user's choice, or the best that reads little in vain."""
+    if settings.request_size:
+        return settings.request_size
+    return areas.MIB if work is None else areas.request_size(work, over_read=over_read)
+
+
+def only(work: Sequence[areas.Area] | None, settings: Settings) -> list[tuple[str, str]]:
+    """nbdkit's filter that makes everything outside the areas look like a hole; none for the whole disk."""
+    if work is None:
+        return []
+    descriptor, path = tempfile.mkstemp(dir=settings.directory, prefix="areas-")
+    with os.fdopen(descriptor, "w") as stream:
+        stream.writelines(f"{start} {length}\n" for start, length in work)
+    return [("extentlist", f"extentlist={path}")]
+
+
+def verify(task: Task, settings: Settings, watch: Watch, chain: Sequence[str]) -> None:
+    """Compare the whole disk with a chain of images.
+
+    :raises Damaged: they differ
+    """
+
+    def build(serve: Callable[..., list[str]], options: list[str]) -> list[str]:
+        # nbdkit's filter takes what is "written" and compares it.
+        target = serve([("checkwrite", "")], read_only=False)
+        return servers.nbdcopy(servers.image_reader(chain, task.capacity), target, options)
+
+    outcome = transfer(task, settings, watch, "verify", request_size(settings, None), build)
+    if outcome.error and any("does not match expected" in line for line in outcome.error.details.get("messages", ())):
+        raise Damaged(
+            f"The image {task.image} is not the same as {task.name}.",
+            "Have the disk copied in full, and its change tracking reset.",
+        )
+    if outcome.error:
+        raise task.disk.error or outcome.error
+
+
+def figures(moved: int, seconds: float) -> dict[str, Any]:
+    """Seconds and bytes per second of a copy, for its result."""
+    return {"seconds": round(seconds, 3), "rate": round(moved / seconds) if seconds else 0}
+
+
+def _outcome(job: Job, task: Task, settings: Settings, watch: Watch) -> dict[str, Any] | BackupError:
+    try:
+        return job(task, settings, watch)
+    except BackupError as error:
+        return error
+    except OSError as error:
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else CopyFailed
+        return kind(f"{error.filename or task.image}: {error.strerror}.", "See to the file system of the image.")

@@ -1,0 +1,122 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: command lines of the NBD servers between which a copy runs.
+
+A disk is served by nbdkit through a plugin, an image by qemu-nbd. All are started by nbdcopy through
+systemd's socket activation, so none of them has an address that anybody else could connect to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CLUSTER = 64 * 1024
+"""The cluster size of our images, in bytes.
+
+A compressed cluster must be written whole and once: QEMU refuses to write over one that did not
+compress. 64 KiB is the largest block that an NBD server can make its client keep to, and also the
+grain of changed block tracking.
+"""
+
+# The copy goes through a disk from its start to its end, so a small table cache does: it covers 8 GiB. A large
+# one gains no time, holds more memory per image of a chain, and loses more of the work when a copy is cut off.
+_TABLES = {"l2-cache-size": 1 << 20, "l2-cache-entry-size": 4096}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What an nbdkit plugin serves.
+
+    :param plugin: name or path of the plugin, with its plain parameters
+    :param descriptor: an open file that the plugin reads secrets from (``parameters=-<number>``)
+    :param environment: variables for nbdkit's process only
+    """
+
+    plugin: tuple[str, ...]
+    descriptor: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def disk_server(
+    disk: Disk,
+    filters: Sequence[tuple[str, str]] = (),
+    read_only: bool = True,
+    threads: int = 16,
+    log: str | None = None,
+) -> list[str]:
+    """The nbdkit command that serves a disk.
+
+    :param filters: (name, parameter) of nbdkit filters, the one nearest to the client first
+    :param threads: requests that the plugin works on at a time
+    :param log: file for a line per request of what the plugin is asked
+    """
+    if log:
+        filters = [*filters, ("log", f"logfile={log}")]
+    command = ["nbdkit", "--foreground", "--exit-with-parent", f"--threads={threads}"]
+    command += ["--readonly"] if read_only else []
+    command += [f"--filter={name}" for name, parameter in filters]
+    command += disk.plugin
+    command += [f"parameters=-{disk.descriptor}"] if disk.descriptor is not None else []
+    command += [parameter for name, parameter in filters if parameter]
+    variables = [f"{name}={value}" for name, value in disk.environment.items()]
+    return ["env", *variables, *command] if variables else command
+
+
+def image_writer(chain: Sequence[str], compress: bool = True) -> list[str]:
+    """The qemu-nbd command that writes clusters, compressed ones, into the first image of a chain.
+
+    It does not wait for the storage (``cache=unsafe``): an image counts only after its fsync at the end, and
+    is not continued after a crash of the machine.
+    """
+    image = {**_qcow2(chain), "detect-zeroes": "on"}
+    node = {"driver": "compress", "file": image} if compress else image
+    return ["setpriv", "--pdeathsig=TERM", "qemu-nbd", "--cache=unsafe", _name(node)]
+
+
+def image_reader(chain: Sequence[str], size: int | None = None) -> list[str]:
+    """The qemu-nbd command that reads a chain of images, the topmost first.
+
+    :param size: serve this many bytes instead of all, a multiple of 512
+    """
+    node = _qcow2(chain)
+    if size is not None:
+        node = {"driver": "raw", "size": size, "file": node}
+    return ["setpriv", "--pdeathsig=TERM", "qemu-nbd", "--read-only", _name(node)]
+
+
+def filtered(server: Sequence[str], filters: Sequence[tuple[str, str]]) -> list[str]:
+    """The nbdkit command that shows another read-only server through filters."""
+    command, *arguments = server
+    proxy = ("nbd", f"command={command}", *(f"arg={argument}" for argument in arguments))
+    return disk_server(Disk(proxy), filters)
+
+
+def chain_name(chain: Sequence[str]) -> str:
+    """The name under which QEMU's tools open a chain of images, the topmost first, with nothing left to guess."""
+    return _name(_qcow2(chain))
+
+
+def nbdcopy(source: Sequence[str], destination: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The command that copies from one server to another and dies with the process that starts it."""
+    target = ["[", *destination, "]"] if destination else ["null:"]
+    return ["setpriv", "--pdeathsig=KILL", "nbdcopy", *options, "--", "[", *source, "]", *target]
+
+
+def _qcow2(chain: Sequence[str]) -> dict[str, Any]:
+    """Options of a chain with every driver named, so that no content is ever taken for a format."""
+    path, *rest = chain
+    return {
+        "driver": "qcow2",
+        **_TABLES,
+        "file": {"driver": "file", "filename": path},
+        "backing": _qcow2(rest) if rest else None,
+    }
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return "json:" + json.dumps(node)

@@ -1,0 +1,99 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: disks that our nbdkit plugin serves through VMware's library.
+
+The library lives in the plugin's process only, with its own library path: it brings copies of system libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    CopyFailed,
+    MissingRequirement,
+    NoSpace,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import plugins
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.copy import inheritable
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import Disk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import DISK_FULL
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The plugin where nbdkit can load it, and what its process needs."""
+
+    script: str
+    environment: Mapping[str, str]
+
+
+def ship(directory: str, library_dir: str) -> Plugin:
+    """Make the plugin ready in an own, empty directory, for a library installed in ``library_dir``."""
+    return Plugin(plugins.ship(directory), plugins.environment(directory, library_dir))
+
+
+@dataclass(frozen=True)
+class VddkDisk:
+    """One disk behind VMware's library.
+
+    :param parameters: the plugin's parameters (see there) but ``status_file``, secrets included
+    :param status_file: of this disk and run only
+    """
+
+    plugin: Plugin
+    parameters: Mapping[str, Any]
+    status_file: str
+
+    @contextmanager
+    def open(self) -> Iterator[Disk]:
+        """The disk for one start of nbdkit."""
+        secrets = inheritable(os.memfd_create("parameters"))
+        try:
+            os.write(secrets, json.dumps({**self.parameters, "status_file": self.status_file}).encode())
+            os.lseek(secrets, 0, os.SEEK_SET)
+            yield Disk(("python", self.plugin.script), secrets, self.plugin.environment)
+        finally:
+            os.close(secrets)
+
+    @property
+    def transport(self) -> str | None:
+        """The transport that the library really chose, as far as it has opened the disk."""
+        return next((event["transport"] for event in reversed(self._events()) if event["event"] == "opened"), None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong and was got over, and a transport that is not the first one asked for."""
+        warnings = [event["message"] for event in self._events() if event["event"] == "warning"]
+        wanted, used = self.parameters["transports"].split(":")[0], self.transport
+        if used and used != wanted:
+            warnings.append(f"The transport {wanted} could not be used, {used} was used instead.")
+        return list(dict.fromkeys(warnings))
+
+    @property
+    def error(self) -> BackupError | None:
+        """What the plugin gave up for, if it did."""
+        event = next((event for event in self._events() if event["event"] == "error"), None)
+        if event is None:
+            return None
+        stage, code = event["stage"], event.get("code")
+        if code == DISK_FULL:
+            kind: type[BackupError] = NoSpace
+        else:
+            kind = MissingRequirement if stage in ("load", "init") else CopyFailed
+        return kind(event["message"], event["hint"], stage=stage, code=code)
+
+    def _events(self) -> list[dict[str, Any]]:
+        try:
+            with open(self.status_file, encoding="utf-8") as stream:
+                return [json.loads(line) for line in stream if line.endswith("\n")]
+        except FileNotFoundError:
+            return []
