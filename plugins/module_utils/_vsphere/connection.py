@@ -125,15 +125,14 @@ class Connection:
     """A logged-in session; use it in a ``with`` block.
 
     ``content`` is the ServiceContent and ``stub`` the SOAP stub for making managed objects
-    (``vim.VirtualMachine(moid, c.stub)``). ``logins`` counts the sessions that it has had: what belongs to
-    a session (filters, views, the cookie) is lost when it grows.
+    (``vim.VirtualMachine(moid, c.stub)``). What belongs to the session (views, collectors, the cookie) is lost
+    when it has to be renewed.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.content: Any = None
         self.stub: Any = None
-        self.logins = 0
         self._certificate = b""
 
     def __enter__(self) -> Connection:
@@ -254,7 +253,6 @@ class Connection:
     def _login(self) -> None:
         self.stub.SetSessionId(None)
         self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
-        self.logins += 1
 
     def _in_session(self, request: Callable[[], Any]) -> Any:
         try:

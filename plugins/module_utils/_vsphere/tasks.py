@@ -15,6 +15,7 @@ import time
 from typing import Any, Callable, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    ConnectionFailed,
     NotFound,
     TaskFailed,
     TimedOut,
@@ -27,10 +28,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 
-SLICE = 60  # seconds that one WaitForUpdatesEx may take; far below the connection's read time limit
+SLICE = 30  # seconds that one WaitForUpdatesEx may take: as late is it noticed that the session ended
 CANCEL_GRACE = 30  # seconds that a cancelled task has to end
 
-_PATHS = ["info.state", "info.progress", "info.result", "info.error", "info.cancelable", "info.descriptionId"]
+_PATHS = ["info.state", "info.result", "info.error", "info.descriptionId"]
 
 
 def wait(
@@ -78,7 +79,8 @@ def _follow(
 ) -> bool:
     """Keep ``infos`` up to date until all tasks ended (True) or the time is over (False)."""
     deadline = time.monotonic() + timeout
-    watch = _Watch(c, list(infos))
+    # Every change of a property that is watched costs a request, so progress is only watched for somebody.
+    watch = _Watch(c, list(infos), _PATHS if on_progress is None else [*_PATHS, "info.progress"])
     reported = None
     while not all(_ended(info) for info in infos.values()) and (left := deadline - time.monotonic()) > 0:
         watch.update(infos, left)
@@ -91,40 +93,43 @@ def _follow(
 
 
 class _Watch:
-    """A filter of the property collector over some tasks.
+    """Updates on some tasks, by a property collector of their own.
 
-    A filter lives in its session. When the session is renewed in mid-wait, the old filter is gone and
-    WaitForUpdatesEx would wait for nothing, so every expiry makes a new filter and starts over.
+    A collector belongs to its session and serves one wait at a time. When the session is renewed it is gone;
+    when the connection drops, the server may still be answering the wait that was cut off. In both cases a
+    new one starts over: it tells the whole state first.
     """
 
-    def __init__(self, c: Connection, tasks: list[Any]) -> None:
+    def __init__(self, c: Connection, tasks: list[Any], paths: list[str]) -> None:
         self._c = c
         self._spec = vmodl.query.PropertyCollector.FilterSpec(
             objectSet=[vmodl.query.PropertyCollector.ObjectSpec(obj=task) for task in tasks],
-            propSet=[vmodl.query.PropertyCollector.PropertySpec(type=vim.Task, pathSet=_PATHS)],
+            propSet=[vmodl.query.PropertyCollector.PropertySpec(type=vim.Task, pathSet=paths)],
         )
         self._open()
 
     def _open(self) -> None:
-        self._filter = self._c.read(self._c.content.propertyCollector.CreateFilter, self._spec, True)
-        self._session = self._c.logins
+        self._collector = self._c.read(self._c.content.propertyCollector.CreatePropertyCollector)
+        self._c.read(self._collector.CreateFilter, self._spec, True)
         self._version = ""
 
     def update(self, infos: dict[Any, dict[str, Any]], seconds: float) -> None:
+        """Wait so long for a change, and note it in ``infos``."""
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, round(min(seconds, SLICE))))
-        updates = self._c.read(self._c.content.propertyCollector.WaitForUpdatesEx, self._version, options)
-        if self._c.logins != self._session:
+        try:
+            updates = self._c.call(self._collector.WaitForUpdatesEx, self._version, options)
+        except (NotFound, ConnectionFailed):
             self._open()
-        elif updates is not None:
+            return
+        if updates is not None:
             self._version = updates.version
             for changed in (one for filters in updates.filterSet for one in filters.objectSet):
-                if changed.obj in infos:
-                    infos[changed.obj].update({change.name: change.val for change in changed.changeSet})
+                infos[changed.obj].update({change.name: change.val for change in changed.changeSet})
 
     def close(self) -> None:
-        """Forget the filter; where an error cuts the wait short, it ends with the session."""
-        with contextlib.suppress(NotFound, VsphereFault):
-            self._c.call(self._filter.DestroyPropertyFilter)
+        """Forget the collector; where an error cuts the wait short, it ends with the session."""
+        with contextlib.suppress(NotFound, VsphereFault, ConnectionFailed):
+            self._c.call(self._collector.DestroyPropertyCollector)
 
 
 def _ended(info: dict[str, Any]) -> bool:
