@@ -9,73 +9,30 @@ import filecmp
 import json
 import os
 import shlex
-import shutil
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import plugins
 from ansible_collections.holdfast.backup.tests.lab.vddk.kit import MIB, PIECE, Kit, make_disk
+from ansible_collections.holdfast.backup.tests.lab.vddk.server import Server, run
 
 SECRET = "Geheim-1"
 
 
-class Server:
-    """Command line of an nbdkit that serves the kit's disk, and what it told."""
-
-    def __init__(self, kit: Kit, **changes: Any) -> None:
-        self.kit = kit
-        self.status_file = kit.root / "status"
-        self._document = {
-            "library_dir": str(kit.root),
-            "server": "vc",
-            "username": "backup",
-            "password": SECRET,
-            "thumbprint": "AA:BB",
-            "vm": "vm-1",
-            "snapshot": "snapshot-1",
-            "path": "[ds] a/a.vmdk",
-            "capacity": kit.capacity,
-            "status_file": str(self.status_file),
-            "retry_delay": 0.01,
-            **changes,
-        }
-        self._directory = str(kit.root / "plugin")
-        self._script = plugins.ship(self._directory)
-
-    def command(self, *arguments: str, program: Sequence[str] = ("nbdkit", "--threads=8", "python")) -> list[str]:
-        """Arguments are added at the end."""
-        parameters = self.kit.root / "parameters.json"
-        parameters.write_text(json.dumps(self._document))
-        variables = plugins.environment(self._directory, str(self.kit.root))
-        pairs = [f"{name}={value}" for name, value in {**variables, "XDG_CACHE_HOME": str(self.kit.root)}.items()]
-        return ["env", *pairs, *program, self._script, *arguments, f"parameters={parameters}"]
-
-    def call(self, verb: str) -> subprocess.CompletedProcess[str]:
-        """Run the script for one of its calls."""
-        return run(self.command(verb, program=["python3"]))
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Status lines of one kind."""
-        if not self.status_file.exists():
-            return []
-        lines = [json.loads(line) for line in self.status_file.read_text().splitlines()]
-        return [line for line in lines if line["event"] == kind]
-
-    def error(self) -> dict[str, Any]:
-        """The first error: the cause."""
-        return self.events("error")[0]
-
-
-def run(command: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-
-
-def read(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
-    """Copy the served disk to a file beside the original."""
-    return run(["nbdcopy", *options, "--", "[", *server.command(), "]", str(server.kit.root / "copy.raw")])
+def serve(kit: Kit, **changes: Any) -> Server:
+    """A server of the kit's disk."""
+    document = {
+        "library_dir": str(kit.root),
+        "server": "vc",
+        "username": "backup",
+        "password": SECRET,
+        "thumbprint": "AA:BB",
+        "vm": "vm-1",
+        "snapshot": "snapshot-1",
+        "path": "[ds] a/a.vmdk",
+        "capacity": kit.capacity,
+    }
+    return Server(kit.root, {**document, **changes})
 
 
 def is_copied(kit: Kit) -> bool:
@@ -94,8 +51,8 @@ def large(tmp_path: Path, _built_kit: None) -> Kit:
 @pytest.mark.parametrize("size", [64 << 10, 256 << 10, 4 << 20])
 def test_reads_are_identical(large, callbacks, size):
     large.behave(callbacks=callbacks, latency_us=200)
-    server = Server(large)
-    assert read(server, f"--request-size={size}").stderr == ""
+    server = serve(large)
+    assert server.copy(f"--request-size={size}").stderr == ""
     assert is_copied(large)
     assert large.violations() == []
     (opened,), (closed,) = server.events("opened"), server.events("closed")
@@ -107,8 +64,8 @@ def test_reads_are_identical(large, callbacks, size):
 @pytest.mark.parametrize("variant", ["no-blocks", "6.5"])
 def test_older_libraries_are_read_in_full(kit, variant):
     kit.take(variant)
-    server = Server(kit)
-    assert read(server).stderr == ""
+    server = serve(kit)
+    assert server.copy().stderr == ""
     assert is_copied(kit)
     assert kit.violations() == []
     assert server.events("warning")[0]["stage"] == "extents"
@@ -117,16 +74,16 @@ def test_older_libraries_are_read_in_full(kit, variant):
 
 def test_failing_questions_about_blocks_do_not_fail_the_copy(kit):
     kit.behave("fault=blocks 0 999999999 3 1")
-    server = Server(kit)
-    assert read(server).stderr == ""
+    server = serve(kit)
+    assert server.copy().stderr == ""
     assert is_copied(kit)
     assert [(each["stage"], each["code"]) for each in server.events("warning")] == [("extents", 3)]
     assert server.events("closed")[0]["bytes_read"] == kit.capacity
 
 
 def test_extents_can_be_switched_off(kit):
-    server = Server(kit, extents=False)
-    assert read(server).stderr == ""
+    server = serve(kit, extents=False)
+    assert server.copy().stderr == ""
     assert server.events("warning") == []
     assert server.events("closed")[0]["bytes_read"] == kit.capacity
 
@@ -138,7 +95,7 @@ def test_the_map_shows_the_holes_and_the_tail_as_data(kit):
         for place in (MIB, MIB + 100000):
             file.seek(place)
             file.write(b"x")
-    found = json.loads(run(["nbdinfo", "--map", "--json", "--", "[", *Server(kit).command(), "]"]).stdout)
+    found = json.loads(run(["nbdinfo", "--map", "--json", "--", "[", *serve(kit).command(), "]"]).stdout)
     assert [(each["offset"], each["length"]) for each in found if each["type"] == 0] == [
         (MIB, 128 << 10),
         (4 * MIB, 3 * 512),
@@ -148,7 +105,7 @@ def test_the_map_shows_the_holes_and_the_tail_as_data(kit):
 
 def test_qemu_finds_the_same_disk(kit):
     inner = f'qemu-img compare -f raw -F raw "$uri" {shlex.quote(str(kit.disk))}'
-    command = [*Server(kit).command()]
+    command = [*serve(kit).command()]
     at = command.index("nbdkit")
     done = run([*command[: at + 1], "-U", "-", "--run", inner, *command[at + 1 :]])
     assert "Images are identical." in done.stdout, done.stderr
@@ -158,7 +115,7 @@ def test_writes_arrive_and_are_flushed(kit):
     source = kit.root / "source.raw"
     make_disk(source, kit.capacity)
     kit.disk.write_bytes(bytes([7]) * kit.capacity)
-    server = Server(kit, read_only=False, snapshot=None)
+    server = serve(kit, read_only=False, snapshot=None)
     done = run(["nbdcopy", "--flush", "--", str(source), "[", *server.command(), "]"])
     assert done.stderr == ""
     assert filecmp.cmp(source, kit.disk, shallow=False)
@@ -168,14 +125,14 @@ def test_writes_arrive_and_are_flushed(kit):
 
 def test_a_failed_flush_is_an_error(kit):
     kit.behave("fault=flush 0 1 14011 1")
-    server = Server(kit, read_only=False, snapshot=None)
+    server = serve(kit, read_only=False, snapshot=None)
     done = run(["nbdcopy", "--flush", "--", str(kit.disk), "[", *server.command(), "]"])
     assert done.returncode != 0
     assert server.error()["stage"] == "flush"
 
 
 def test_a_read_only_disk_cannot_be_written(kit):
-    done = run(["nbdcopy", "--", str(kit.disk), "[", *Server(kit).command(), "]"])
+    done = run(["nbdcopy", "--", str(kit.disk), "[", *serve(kit).command(), "]"])
     assert done.returncode != 0
     assert kit.records("open")[0]["write"] == "0"
 
@@ -184,8 +141,8 @@ def test_a_read_only_disk_cannot_be_written(kit):
 @pytest.mark.parametrize("callbacks", ["late", "inline"])
 def test_errors_that_pass_are_answered_by_a_new_handle(kit, code, callbacks):
     kit.behave(f"fault=read 2048 128 {code} 1", callbacks=callbacks)
-    server = Server(kit, extents=False)
-    assert read(server, "--request-size=65536").stderr == ""
+    server = serve(kit, extents=False)
+    assert server.copy("--request-size=65536").stderr == ""
     assert is_copied(kit)
     assert [(each["stage"], each["code"]) for each in server.events("warning")] == [("read", code)]
     assert [each["generation"] for each in server.events("opened")] == [1, 2]
@@ -195,8 +152,8 @@ def test_errors_that_pass_are_answered_by_a_new_handle(kit, code, callbacks):
 
 def test_the_same_request_is_repeated_a_bounded_number_of_times(kit):
     kit.behave("fault=read 2048 128 14011 100")
-    server = Server(kit, extents=False, retries=3)
-    assert read(server).returncode != 0
+    server = serve(kit, extents=False, retries=3)
+    assert server.copy().returncode != 0
     assert len(server.events("warning")) == 3
     error = server.error()
     assert (error["stage"], error["code"], error["name"]) == ("read", 14011, "VIX_E_NBD_TCP_CONN_LOST")
@@ -205,8 +162,8 @@ def test_the_same_request_is_repeated_a_bounded_number_of_times(kit):
 
 def test_errors_that_stay_are_not_repeated(kit):
     kit.behave("fault=read 2048 128 4 100")
-    server = Server(kit, extents=False)
-    assert read(server).returncode != 0
+    server = serve(kit, extents=False)
+    assert server.copy().returncode != 0
     assert server.events("warning") == []
     assert "[ds] a/a.vmdk of vm-1 on vc" in server.error()["message"]
 
@@ -214,32 +171,32 @@ def test_errors_that_stay_are_not_repeated(kit):
 @pytest.mark.parametrize(("operation", "code"), [("open", 15), ("connect", 18000), ("open", 14014)])
 def test_opening_is_repeated(kit, operation, code):
     kit.behave(f"fault={operation} 0 1 {code} 2")
-    server = Server(kit)
-    assert read(server).stderr == ""
+    server = serve(kit)
+    assert server.copy().stderr == ""
     assert is_copied(kit)
     assert [(each["stage"], each["code"]) for each in server.events("warning")] == [(operation, code)] * 2
 
 
 def test_a_disk_that_cannot_be_opened_says_why_once(kit):
     kit.behave("fault=open 0 1 1 100")
-    server = Server(kit)
-    assert read(server).returncode != 0
+    server = serve(kit)
+    assert server.copy().returncode != 0
     assert len(server.events("error")) == 1
     assert "thumbprint" in server.error()["hint"]
 
 
 def test_opening_is_given_up_once_for_all(kit):
     kit.behave("fault=open 0 1 15 100")
-    server = Server(kit, retries=2)
-    assert read(server).returncode != 0
+    server = serve(kit, retries=2)
+    assert server.copy().returncode != 0
     assert len(server.events("warning")) == 2
     assert len(server.events("error")) == 1
 
 
 def test_less_is_in_flight_when_the_host_runs_out_of_memory(large):
     large.behave(memory=1 << 20, in_flight=64, latency_us=1000)
-    server = Server(large, extents=False)
-    assert read(server, "--request-size=262144").stderr == ""
+    server = serve(large, extents=False)
+    assert server.copy("--request-size=262144").stderr == ""
     assert is_copied(large)
     depths = [each["depth"] for each in server.events("depth")]
     assert depths[-1] <= 4
@@ -248,21 +205,21 @@ def test_less_is_in_flight_when_the_host_runs_out_of_memory(large):
 
 def test_the_transport_that_was_chosen_is_told(kit):
     kit.behave(transport="hotadd")
-    server = Server(kit, transports="san:hotadd:nbdssl")
-    assert read(server).stderr == ""
+    server = serve(kit, transports="san:hotadd:nbdssl")
+    assert server.copy().stderr == ""
     assert server.events("opened")[0]["transport"] == "hotadd"
 
 
 def test_a_disk_of_another_size_is_refused(kit):
-    server = Server(kit, capacity=kit.capacity + 512)
-    assert read(server).returncode != 0
+    server = serve(kit, capacity=kit.capacity + 512)
+    assert server.copy().returncode != 0
     assert server.error()["stage"] == "capacity"
     assert f"has {kit.capacity} bytes instead of {kit.capacity + 512}" in server.error()["message"]
     assert kit.violations() == []
 
 
 def test_parts_of_sectors_are_refused(kit):
-    command = Server(kit).command("offset=100")
+    command = serve(kit).command("offset=100")
     command.insert(command.index("python"), "--filter=offset")
     done = run(["nbdcopy", "--", "[", *command, "]", "null:"])
     assert "Invalid argument" in done.stderr
@@ -270,10 +227,10 @@ def test_parts_of_sectors_are_refused(kit):
 
 @pytest.mark.parametrize("missing", ["root", "libraries", "path"])
 def test_a_wrong_library_directory_is_explained(kit, missing):
-    server = Server(kit, library_dir=str(kit.root / {"root": "nowhere", "path": "lib64", "libraries": ""}[missing]))
+    server = serve(kit, library_dir=str(kit.root / {"root": "nowhere", "path": "lib64", "libraries": ""}[missing]))
     if missing == "libraries":
         (kit.root / "lib64" / "libvixDiskLibVim.so.8").unlink()
-    assert read(server).returncode != 0
+    assert server.copy().returncode != 0
     error = server.error()
     assert error["stage"] == "load"
     expected = {"root": "does not exist", "path": "is not the root of VDDK", "libraries": "libvixDiskLibVim.so.8"}
@@ -286,20 +243,19 @@ def test_depth_helps_where_requests_take_time(large):
     large.behave(latency_us=5000, in_flight=64)
     seconds = {}
     for threads in (1, 16):
-        server = Server(large, extents=False)
+        server = serve(large, extents=False)
         command = server.command(program=("nbdkit", f"--threads={threads}", "python"))
         done = run(
             ["bash", "-c", 'time "$@"', "-", "nbdcopy", "--request-size=1048576", "--", "[", *command, "]", "null:"]
         )
         minutes, rest = done.stderr.split("real\t")[1].splitlines()[0].rstrip("s").split("m")
         seconds[threads] = int(minutes) * 60 + float(rest)
-        shutil.rmtree(large.root / "plugin")
     assert int(large.records("close")[-1]["most_in_flight"]) > 8
     assert seconds[16] < seconds[1]
 
 
 def test_calls_about_the_whole_vm(kit):
-    server = Server(kit)
+    server = serve(kit)
     for verb, event in (("prepare", "prepared"), ("end", "ended"), ("cleanup", "cleaned")):
         assert server.call(verb).stderr == ""
         assert len(server.events(event)) == 1
@@ -310,14 +266,14 @@ def test_calls_about_the_whole_vm(kit):
 
 def test_what_a_crashed_run_forbade_is_freed_first(kit):
     kit.behave("fault=prepare 0 1 20005 1")
-    server = Server(kit)
+    server = serve(kit)
     assert server.call("prepare").returncode == 0
     assert len(kit.records("end")) == 1
 
 
 def test_a_failed_call_is_told(kit):
     kit.behave("fault=prepare 0 1 20005 2")
-    server = Server(kit)
+    server = serve(kit)
     done = server.call("prepare")
     assert (done.returncode, server.error()["code"]) == (1, 20005)
     assert "already forbidden" in done.stderr

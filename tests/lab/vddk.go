@@ -155,8 +155,8 @@ func (v *vddk) reset() {
 // control sets the given knobs, the others stay; and returns the report.
 func (v *vddk) control(p struct {
 	vddkChange
-	Reset bool `json:"reset"` // all knobs to their defaults and the report emptied, first
-	Break int  `json:"break"` // error code that all requests on the handles open now end in
+	Reset bool `json:"reset"`         // all knobs to their defaults and the report emptied, first
+	Break int  `json:"break_handles"` // error code that all requests on the handles open now end in
 }) (any, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
