@@ -20,11 +20,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotSupported, TaskFailed, VsphereFault
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    NotSupported,
+    TaskFailed,
+    VsphereFault,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import inventory, snapshot_tasks, snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
@@ -197,21 +202,26 @@ def _stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patie
 
 
 def _clear(c: Connection, vm: Any, patience: Patience) -> None:
-    """Remove our stunning snapshots, also one that an interrupted call is still making."""
-    _let_creations_end(c, vm, patience)
-    for attempt in range(REMOVALS):
-        state, _disks = snapshot_tasks.look(c, vm)
+    """Remove our stunning snapshots, also one that an interrupted call is still making.
+
+    Whatever comes between, be it a fault or the wish to stop, the removal is tried again first.
+    """
+    for attempts_left in reversed(range(REMOVALS)):
         try:
+            _let_creations_end(c, vm, patience)
+            state, _disks = snapshot_tasks.look(c, vm)
             snapshot_tasks.remove(c, vm, snapshots.owned(state.snapshots, JOB), children=False, patience=patience)
             return
-        except VsphereFault:
-            if attempt + 1 == REMOVALS:
+        except BackupError:
+            if not attempts_left:
                 raise
 
 
 def _let_creations_end(c: Connection, vm: Any, patience: Patience) -> None:
-    recent = c.retrieve([vm], {vim.VirtualMachine: ["recentTask"]})[vm].get("recentTask", ())
-    for task, info in c.retrieve(recent, {vim.Task: ["info.descriptionId", "info.state"]}).items():
+    collector = vmodl.query.PropertyCollector
+    from_vm = collector.TraversalSpec(type=vim.VirtualMachine, path="recentTask")
+    recent = collector.ObjectSpec(obj=vm, skip=True, selectSet=[from_vm])
+    for task, info in c.collect([recent], {vim.Task: ["info.descriptionId", "info.state"]}).items():
         if info.get("info.descriptionId") in CREATIONS and info.get("info.state") in ("queued", "running"):
             with contextlib.suppress(TaskFailed):
                 patience.wait(c, task)
