@@ -478,10 +478,10 @@ def test_requests(guest):
         vm.run(**args)
         return vm.lab.requests()["total"]
 
-    assert cost(tracking="enabled") <= 5
-    assert cost(snapshot=snapshot) <= 5
-    assert cost(snapshot=snapshot, since=since) <= 7
-    assert cost(snapshot=snapshot, since=since, api="vi_json") <= 10
+    assert cost(tracking="enabled") == 4
+    assert cost(snapshot=snapshot) == 5
+    assert cost(snapshot=snapshot, since=since) == 5 + 2
+    assert cost(snapshot=snapshot, since=since, api="vi_json") == 5 + 2 + 3
     assert vm.lab.sessions() == []
 
 
