@@ -93,12 +93,12 @@ def _newest_chain(entries: Sequence[Entry], backing_uuid: str) -> list[Link]:
     """
     readable = points.readable(entries)
     for entry in reversed(entries):
-        if entry.point is None:
-            assert entry.problem is not None
+        if entry.problem is not None:
             raise entry.problem
-        found = [disk for disk in entry.point.disks if disk.backing_uuid == backing_uuid]
+        point = readable[entry.id.time]
+        found = [disk for disk in point.disks if disk.backing_uuid == backing_uuid]
         if len(found) > 1:
             raise RepositoryError(f"{entry.id} has {len(found)} disks with this backing UUID.")
         if found:
-            return points.chain(readable, entry.point, found[0])
+            return points.chain(readable, point, found[0])
     return []

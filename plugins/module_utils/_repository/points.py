@@ -20,7 +20,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents, files, layout, manifest
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Point, PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Parent, Point, PointId
 
 
 class Link(NamedTuple):
@@ -64,8 +64,8 @@ def chain(points: Mapping[str, Point], point: Point, disk: Disk) -> list[Link]:
     :raises Damaged: a part of the chain is missing or does not fit
     """
     links = [Link(point, disk)]
-    while links[-1].disk.parent is not None:
-        links.append(_parent_link(points, links[-1]))
+    while (parent := links[-1].disk.parent) is not None:
+        links.append(_parent_link(points, links[-1], parent))
     return links[::-1]
 
 
@@ -126,9 +126,8 @@ def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
         return Entry(point_id, path, None, error) if os.path.lexists(path) else None
 
 
-def _parent_link(points: Mapping[str, Point], link: Link) -> Link:
-    parent, disk = link.disk.parent, link.disk
-    assert parent is not None
+def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Link:
+    disk = link.disk
     step = "Back the VM up again: the next run makes a full copy of this disk."
     point = points.get(parent.time)
     if point is None:
