@@ -37,9 +37,9 @@ def main() -> int:
         inventory.write_text(json.dumps({"all": {"hosts": {"web01": {}}, "vars": variables}}))
         environment = {**os.environ, **lab.env(), "DEMO_LAB": lab.control, "DEMO_HOME": str(home),
                        "ANSIBLE_COLLECTIONS_PATH": str(BUILD / "collections"), "ANSIBLE_LOCALHOST_WARNING": "0",
-                       "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0", "ANSIBLE_CONFIG": os.devnull}
+                       "ANSIBLE_NOCOWS": "1"}
         playbook = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(HERE / "demo.yml")]
-        status = subprocess.run(playbook, env=environment, check=False).returncode
+        status = subprocess.run(playbook, env=environment, cwd=home, check=False).returncode
     if status:
         print("The demo failed; what it left is in", home, file=sys.stderr)
         return status
