@@ -7,8 +7,8 @@
 Two things must come together (API reference of ``VirtualMachineConfigSpec.changeTrackingEnabled``): the
 setting, and a moment in which the VM is stunned, for which a snapshot is made and removed. Until then a disk has
 no change ID, neither in a snapshot nor in the VM (``changeId`` of its backing). A disk that was added later waits
-for its own stun. Tracking that is switched on while snapshots
-exist gives wrong answers (VMware KB 320557), so that is never done.
+for its own stun. Tracking that is switched on while snapshots exist gives wrong answers (VMware KB 320557), so that
+is never done.
 """
 
 from __future__ import annotations
