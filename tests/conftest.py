@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common import warnings as module_warnings
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
 
@@ -73,6 +74,7 @@ def run_module() -> Callable[..., dict[str, Any]]:
         module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
         given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
         output = io.StringIO()
+        module_warnings._global_warnings.clear()  # they would gather from module to module in one process
         with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
             module.main()
         result: dict[str, Any] = json.loads(output.getvalue().strip().splitlines()[-1])

@@ -167,22 +167,28 @@ def _network_names(c: Connection, config: Any, props: Mapping[str, Any]) -> dict
     return names
 
 
+def place(vm: str, host: str, pool: str | None, in_vapp: bool) -> tuple[dict[str, str], list[str]]:
+    """The ``placement`` in the document, but for the datastore, and notes on it.
+
+    :param vm: inventory path of the VM; ``host`` and ``pool`` are those of its host and resource pool
+    """
+    found = {"host": host}
+    if in_vapp:
+        # The path of the VM goes through the vApp, which is no folder, and its resource pool.
+        found["datacenter"] = vm.partition("/host/")[0]
+        return found, [f"The VM was in the vApp {vm.split('/')[-2]}; it is restored outside of it."]
+    found.update(folder=vm.rpartition("/")[0], datacenter=os.path.commonpath([vm, host]))
+    if pool is not None:  # a template has none
+        found["resource_pool"] = pool
+    return found, []
+
+
 def _placement(c: Connection, vm: Any, props: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    pool, host, vapp = props.get("resourcePool"), props["runtime.host"], props.get("parentVApp")
+    pool, host = props.get("resourcePool"), props["runtime.host"]
     paths = inventory.paths(c, [entity for entity in (vm, pool, host) if entity is not None])
+    found, notes = place(paths[vm], paths[host], paths.get(pool), props.get("parentVApp") is not None)
     datastore, _file = datastore_files.split(props["config.files.vmPathName"])
-    place = {"host": paths[host], "datastore": datastore}
-    notes = []
-    if vapp is not None:
-        # The path goes through the vApp, which is no folder; its datacenter is above its resource pool.
-        place["datacenter"] = paths[host].partition("/host/")[0]
-        notes.append(f"The VM was in the vApp {paths[vm].rsplit('/', 2)[-2]}; it is restored outside of it.")
-    else:
-        place["folder"] = paths[vm].rpartition("/")[0]
-        place["datacenter"] = os.path.commonpath([paths[vm], paths[host]])
-        if pool is not None:  # a template has none
-            place["resource_pool"] = paths[pool]
-    return place, notes
+    return {**found, "datastore": datastore}, notes
 
 
 def _nvram(c: Connection, config: Any, props: Mapping[str, Any], datacenter: str) -> bytes | None:

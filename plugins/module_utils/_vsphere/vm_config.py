@@ -16,7 +16,12 @@ import re
 from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import device_specs, extra_config, vm_devices
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    device_specs,
+    extra_config,
+    inventory,
+    vm_devices,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import (
     SHARES,
     Field,
@@ -227,7 +232,7 @@ def config_spec(document: Mapping[str, Any], marks: Mapping[str, str]) -> Any:
     """
     identity = document["vm"]
     spec = vim.vm.ConfigSpec(
-        name=identity["name"],
+        name=inventory.escape(identity["name"]),
         uuid=identity["bios_uuid"],
         instanceUuid=identity["instance_uuid"],
         files=vim.vm.FileInfo(vmPathName=f"[{document['placement']['datastore']}]"),

@@ -369,6 +369,75 @@ def test_what_a_killed_run_left_half_made_is_made_anew(config, original, name, v
     assert again["vm"]["moid"] != half._GetMoId()
 
 
+def test_a_running_tracked_vm(config, lab, name, vcenter):
+    made = lab.create_vm(
+        name, disks=[8 * MIB, {"size": 4 * MIB, "datastore": "LocalDS_1"}], power="poweredOn", tracking=True
+    )
+    document = config("captured", moid=made["moid"])["config"]
+    assert [disk["datastore"] for disk in document["disks"]] == ["LocalDS_0", "LocalDS_1"]
+    again = config("present", name=f"{name}-copy")
+    vm = vcenter.find(f"{name}-copy")
+    assert (vm.runtime.powerState, vm.config.changeTrackingEnabled) == ("poweredOff", False)
+    assert [one["source_backing_uuid"] for one in again["disks"]] == [one["backing_uuid"] for one in made["disks"]]
+    assert [one["path"].partition("]")[0] for one in again["disks"]] == ["[LocalDS_0", "[LocalDS_1"]
+    for one in again["disks"]:
+        assert not lab.read(again["vm"]["moid"], one["key"]).strip(b"\0")
+
+
+def test_what_cannot_be_made_again_is_warned_of(config, vcenter, name):
+    uri = dev.VirtualSerialPort.URIBackingInfo(serviceURI="telnet://:9000", direction="server")
+    vcenter.make(name, add(dev.VirtualSerialPort(key=-1, backing=uri, yieldOnPoll=True)))
+    assert "bound to a file" in warned(config("captured", name=name))
+    made = config("present", name=f"{name}-copy")
+    assert "bound to a file" in warned(made)
+    devices = vcenter.find(f"{name}-copy").config.hardware.device
+    assert not [one for one in devices if isinstance(one, dev.VirtualSerialPort)]
+
+
+def test_a_name_with_a_slash_is_captured_as_it_is_shown(config, vcenter, name):
+    vcenter.make(f"{name}/a%b")
+    document = config("captured", name=f"{name}/a%b")["config"]
+    assert document["vm"]["name"] == f"{name}/a%b"
+    assert document["placement"]["folder"] == "/DC0/vm"
+
+
+def test_place_by_pool_cluster_and_host(config, original, name, vcenter):
+    config("captured", name=name)
+    cluster = vcenter.pool.parent
+    host = cluster.host[-1]
+    pool = vcenter.pool.CreateResourcePool(f"{name}-pool", vcenter.pool.config)
+    config("present", name=f"{name}-copy", esxi_hostname=host.name, resource_pool=f"{name}-pool")
+    vm = vcenter.find(f"{name}-copy")
+    assert (vm.resourcePool, vm.runtime.host) == (pool, host)
+    folder = vcenter.datacenter.vmFolder.CreateFolder(f"{name}-folder")
+    config("present", name=name, folder=f"{name}-folder", cluster=f"/DC0/host/{cluster.name}")
+    assert vcenter.find(name, f"DC0/vm/{name}-folder").parent == folder
+    assert f"{name}-folder" in config("present", name=name, folder=f"/DC0/vm/{name}-no", fail=True)["msg"]
+
+
+def test_a_host_in_maintenance_is_refused_and_passed_over(config, original, name, vcenter):
+    config("captured", name=name)
+    first = sorted(vcenter.pool.parent.host, key=lambda host: host.name)[0]
+    vcenter.wait(first.EnterMaintenanceMode_Task(0))
+    try:
+        refused = config("present", name=f"{name}-copy", esxi_hostname=first.name, fail=True)
+        assert "maintenance" in refused["msg"]
+        config("present", name=f"{name}-copy")
+        assert vcenter.find(f"{name}-copy").runtime.host != first
+    finally:
+        vcenter.wait(first.ExitMaintenanceMode_Task(0))
+
+
+def test_a_creation_that_takes_too_long_can_be_repeated(config, vcenter, name, lab):
+    vcenter.make(name)
+    config("captured", name=name)
+    lab.fault(task="*createVm*", delay_ms=2500)
+    assert "1 seconds" in config("present", name=f"{name}-copy", timeout=1, fail=True)["msg"]
+    lab.clear_faults()
+    config("present", name=f"{name}-copy")
+    assert Mark.of(vcenter.find(f"{name}-copy").config.extraConfig).stage == "prepared"
+
+
 # refuse
 
 

@@ -74,6 +74,12 @@ def test_every_field_names_a_property_that_exists(direction):
                 kind = kind._GetPropertyInfo(name).type
 
 
+def test_names_are_sent_as_vsphere_stores_them():
+    document = sample()
+    document["vm"]["name"] = "a/b 50%2f"
+    assert subject.config_spec(document, {}).name == "a%2fb 50%252f"
+
+
 def test_shares_of_a_level_are_not_a_number():
     spec = subject.config_spec(sample(settings={"cpu": {"shares": "high"}}), {})
     assert spec.cpuAllocation.shares.level == "high"
