@@ -1,0 +1,624 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""vm_snapshot and vm_snapshot_info through their main() against the lab, on good days and bad ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import sdk, stamps, tasks
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+
+KEYS = {"changed", "vm", "snapshot", "removed", "renamed", "consolidation_needed", "diff"}
+POLICIES = ("fail", "warn", "crash_consistent")
+
+
+class Machine:
+    """A VM of the lab and the modules run on it."""
+
+    def __init__(self, lab, run_module, **spec):
+        given = {"disks": [1 << 20], "power": "poweredOn", "tools": "running", "tracking": True, **spec}
+        self.lab = lab
+        self.name = f"snap-{time.monotonic_ns()}"
+        self.record = lab.create_vm(self.name, **given)
+        self.moid = self.record["moid"]
+        self._run_module = run_module
+
+    def run(self, module="vm_snapshot", check=False, diff=False, fail=False, **args):
+        """Options that are None are left out."""
+        given = {**self.lab.module_args(), "moid": self.moid, **args}
+        given = {option: value for option, value in given.items() if value is not None}
+        return self._run_module(module, given, check=check, diff=diff, fail=fail)
+
+    def take(self, name, **args):
+        return self.run(snapshot_name=name, **args)["snapshot"]
+
+    def names(self):
+        return sorted(snapshot["name"] for snapshot in self.lab.snapshots(self.moid))
+
+    def requests(self):
+        return self.lab.requests()["total"]
+
+    def session(self):
+        """A connection of somebody else's."""
+        return Connection(Endpoint(**self.lab.module_args()))
+
+    def managed(self, c):
+        return sdk.vim.VirtualMachine(self.moid, c.stub)
+
+
+@pytest.fixture
+def machine(lab, run_module):
+    made = []
+
+    def make(**spec):
+        made.append(Machine(lab, run_module, **spec))
+        lab.requests(reset=True)
+        return made[-1]
+
+    yield make
+    lab.clear_faults()
+    for one in made:
+        lab.destroy_vm(one.moid)
+    assert lab.sessions() == []
+
+
+@pytest.fixture
+def vm(machine):
+    return machine()
+
+
+# present
+
+
+def test_a_snapshot_with_its_disks_and_change_ids(vm):
+    result = vm.run(snapshot_name="before", description="Before the update.")
+    snapshot = result["snapshot"]
+    (disk,) = snapshot["disks"]
+    (there,) = vm.lab.snapshots(vm.moid)
+    assert set(result) - {"invocation"} == KEYS
+    assert (result["changed"], result["removed"], result["renamed"]) == (True, [], False)
+    assert result["vm"] == {"name": vm.name, "moid": vm.moid, "instance_uuid": vm.record["instance_uuid"]}
+    assert {key: snapshot[key] for key in ("moid", "id", "name", "description", "quiesced", "state")} == {
+        key: there[key] for key in ("moid", "id", "name", "description", "quiesced", "state")
+    }
+    assert (snapshot["stamp"], snapshot["consistency"]) == (None, "crash")
+    assert (snapshot["parent_id"], snapshot["child_ids"], snapshot["depth"], snapshot["current"]) == (None, [], 1, True)
+    assert disk["backing_uuid"] == vm.record["disks"][0]["backing_uuid"]
+    assert disk["change_id"]
+    assert disk["protected"]
+
+
+def test_change_ids_are_those_of_the_snapshot_and_not_of_the_running_machine(vm):
+    first = vm.take("one")["disks"][0]["change_id"]
+    vm.take("two")
+    assert vm.run(snapshot_name="one")["snapshot"]["disks"][0]["change_id"] == first
+
+
+def test_requests_of_a_run_that_acts(vm):
+    vm.run(snapshot_name="one")
+    assert vm.requests() <= 11
+    vm.lab.requests(reset=True)
+    vm.run(snapshot_name="one", state="absent")
+    assert vm.requests() <= 11
+
+
+@pytest.mark.parametrize("by", ["moid", "name", "uuid"])
+@pytest.mark.parametrize("action", [{"snapshot_name": "one"}, {"snapshot_name": "gone", "state": "absent"}])
+def test_requests_of_a_run_with_nothing_to_do(vm, by, action):
+    vm.take("one")
+    vm.lab.requests(reset=True)
+    selection = {
+        "moid": {},
+        "name": {"moid": None, "name": vm.name},
+        "uuid": {"moid": None, "uuid": vm.record["instance_uuid"], "use_instance_uuid": True},
+    }[by]
+    assert not vm.run(**selection, **action)["changed"]
+    assert vm.requests() <= {"moid": 5, "name": 6, "uuid": 6}[by]
+
+
+def test_one_of_that_name_is_enough(vm):
+    made = vm.take("one", description="first")
+    again = vm.run(snapshot_name="one")
+    assert not again["changed"]
+    assert again["snapshot"] == made
+    assert vm.names() == ["one"]
+
+
+def test_check_mode_plans_and_changes_nothing(vm):
+    plan = vm.run(snapshot_name="one", description="d", stamp={"job": "j", "run": "r"}, check=True, diff=True)
+    assert vm.names() == []
+    assert plan["changed"]
+    assert plan["diff"] == {"before": {"snapshots": []}, "after": {"snapshots": [{"name": "one", "description": "d"}]}}
+    done = vm.run(snapshot_name="one", description="d", stamp={"job": "j", "run": "r"}, diff=True)
+    assert plan["diff"] == done["diff"]
+    assert set(plan) == set(done)
+    assert set(plan["snapshot"]) == set(done["snapshot"])
+    known = ("name", "description", "stamp", "current")
+    assert {key: plan["snapshot"][key] for key in known} == {key: done["snapshot"][key] for key in known}
+
+
+def test_check_mode_of_a_removal(vm):
+    vm.take("one")
+    plan = vm.run(snapshot_name="one", state="absent", check=True)
+    assert vm.names() == ["one"]
+    done = vm.run(snapshot_name="one", state="absent")
+    assert plan == done
+    assert not vm.run(snapshot_name="one", state="absent", check=True)["changed"]
+
+
+@pytest.mark.parametrize("name", ["VM Snapshot 05/11/2024, 10:00:00", "100% \\ ünï 漢字"])
+def test_odd_names(vm, name):
+    assert vm.take(name)["name"] == name
+    assert not vm.run(snapshot_name=name)["changed"]
+    assert vm.run(snapshot_name=name, state="absent")["changed"]
+    assert vm.names() == []
+
+
+def test_rename_and_describe(vm):
+    made = vm.take("one", description="first", stamp={"job": "j", "run": "r"})
+    renamed = vm.run(snapshot_id=made["id"], new_snapshot_name="two")
+    assert renamed["renamed"]
+    assert renamed["snapshot"] == {**made, "name": "two"}
+    assert not vm.run(snapshot_name="one", new_snapshot_name="two")["changed"]
+    described = vm.run(snapshot_name="two", description="")
+    assert described["snapshot"] == {**made, "name": "two", "description": ""}
+    assert vm.lab.snapshots(vm.moid)[0]["description"] == stamps.join("", stamps.Stamp("j", "r"))
+    assert vm.run(snapshot_name="two")["snapshot"]["moid"] == made["moid"]
+
+
+def test_rename_in_check_mode(vm):
+    made = vm.take("one", description="first")
+    plan = vm.run(snapshot_moid=made["moid"], new_snapshot_name="two", check=True, diff=True)
+    assert plan["snapshot"]["name"] == "two"
+    assert plan["diff"]["after"] == {"snapshots": [{"name": "two", "description": "first"}]}
+    assert vm.names() == ["one"]
+
+
+@pytest.mark.parametrize("which", [{"snapshot_id": 99}, {"snapshot_moid": "snapshot-0"},
+                                   {"snapshot_name": "x", "new_snapshot_name": "y"}])
+def test_nothing_to_rename_is_an_error(vm, which):
+    vm.take("one")
+    assert "one (ID " in vm.run(**which, fail=True)["msg"]
+
+
+# quiescing
+
+
+def test_a_quiesced_snapshot(vm):
+    snapshot = vm.take("one", quiesce=True)
+    assert (snapshot["quiesced"], snapshot["consistency"]) == (True, "filesystem")
+
+
+def test_application_consistency_is_only_told_when_it_was_asked_for(vm):
+    snapshot = vm.take("one", quiesce=True, quiesce_timeout=10, vss={"backup_type": "copy"})
+    assert snapshot["consistency"] == "application"
+    assert vm.lab.requests()["methods"]["CreateSnapshotEx_Task"] == 1
+    assert vm.run(snapshot_name="one")["snapshot"]["consistency"] == "filesystem"
+
+
+def _guest_faults(lab):
+    lab.fault(task="createSnapshot*", fault="ApplicationQuiesceFault")
+
+
+def _general_fault(lab):
+    lab.fault(task="createSnapshot*", fault="GenericVmConfigFault", fields={"reason": "x"},
+              message="An error occurred while quiescing the virtual machine.")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("trouble", [_guest_faults, _general_fault])
+def test_a_guest_that_cannot_be_quiesced(vm, policy, trouble):
+    trouble(vm.lab)
+    result = vm.run(snapshot_name="one", quiesce=True, quiesce_policy=policy, fail=policy == "fail")
+    if policy == "fail":
+        assert "cannot be quiesced" in result["msg"]
+        assert "quiesce_policy" in result["next_step"]
+        assert vm.names() == []
+        return
+    assert (result["snapshot"]["quiesced"], result["snapshot"]["consistency"]) == (False, "crash")
+    assert len(result.get("warnings", ())) == (policy == "warn")
+    assert vm.names() == ["one"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_guest_without_tools(machine, policy):
+    vm = machine(tools="notRunning")
+    result = vm.run(snapshot_name="one", quiesce=True, quiesce_policy=policy, fail=policy == "fail")
+    assert "CreateSnapshot_Task" not in vm.lab.requests()["methods"] or policy != "fail"
+    assert vm.names() == ([] if policy == "fail" else ["one"])
+    text = result["msg"] if policy == "fail" else str(result.get("warnings", ""))
+    assert ("VMware Tools are not running" in text) == (policy != "crash_consistent")
+    plan = vm.run(snapshot_name="two", quiesce=True, quiesce_policy=policy, check=True, fail=policy == "fail")
+    assert ("VMware Tools are not running" in str(plan)) == (policy != "crash_consistent")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_server_that_skips_quiescing_in_silence(machine, policy, monkeypatch):
+    # Tools stop between our look and the task, and this server makes the snapshot all the same.
+    vm = machine(tools="notRunning")
+    vm.lab.tracking(quiesce_without_tools="ignored")
+    _pretend_tools_run(monkeypatch)
+    result = vm.run(snapshot_name="one", quiesce=True, quiesce_policy=policy, fail=policy == "fail")
+    if policy == "fail":
+        assert "without quiescing" in result["msg"]
+        assert vm.names() == []
+    else:
+        assert result["snapshot"]["consistency"] == "crash"
+        assert len(result.get("warnings", ())) == (policy == "warn")
+
+
+def _pretend_tools_run(monkeypatch):
+    real = Connection.retrieve
+
+    def retrieve(self, objects, properties):
+        read = real(self, objects, properties)
+        for values in read.values():
+            if "guest.toolsRunningStatus" in values:
+                values["guest.toolsRunningStatus"] = "guestToolsRunning"
+        return read
+
+    monkeypatch.setattr(Connection, "retrieve", retrieve)
+
+
+def test_another_fault_is_never_taken_for_a_quiesce_fault(vm):
+    vm.lab.fault(task="createSnapshot*", fault="InsufficientStorageSpace")
+    result = vm.run(snapshot_name="one", quiesce=True, quiesce_policy="warn", fail=True)
+    assert result["fault"] == "InsufficientStorageSpace"
+    assert vm.names() == []
+
+
+def test_a_machine_that_is_off_needs_no_quiescing(machine):
+    vm = machine(power="poweredOff", tools="notRunning")
+    snapshot = vm.take("one", quiesce=True)
+    assert (snapshot["quiesced"], snapshot["consistency"]) == (False, "crash")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_memory_and_quiescing_exclude_each_other(vm, policy):
+    result = vm.run(
+        snapshot_name="one", quiesce=True, memory_dump=True, quiesce_policy=policy, fail=policy == "fail"
+    )
+    if policy == "fail":
+        assert "not both" in result["msg"]
+        return
+    assert (result["snapshot"]["state"], result["snapshot"]["quiesced"]) == ("poweredOn", False)
+    assert len(result.get("warnings", ())) == (policy == "warn")
+
+
+# guards
+
+
+def test_the_limit_of_the_chain(vm):
+    for number in range(3):
+        vm.take(f"s{number}")
+    result = vm.run(snapshot_name="s3", max_depth=3, fail=True)
+    assert "3 snapshots in a row; the limit is 3" in result["msg"]
+    assert result["error_type"] == "NotSupported"
+    assert not vm.run(snapshot_name="s0", max_depth=3)["changed"]
+    assert vm.names() == ["s0", "s1", "s2"]
+
+
+def test_shared_disks_forbid_snapshots(machine):
+    vm = machine(disks=[{"size": 1 << 20, "sharing": "sharingMultiWriter"}], tracking=False)
+    result = vm.run(snapshot_name="one", fail=True)
+    assert "sharingMultiWriter" in result["msg"]
+    assert "createSnapshot" not in str(vm.lab.requests()["methods"])
+
+
+def test_disks_that_are_left_out_are_reported(machine):
+    vm = machine(disks=[1 << 20, {"size": 1 << 20, "mode": "independent_persistent"}])
+    kept, left_out = vm.take("one")["disks"]
+    assert (kept["protected"], left_out["protected"]) == (True, False)
+    assert "independent" in left_out["reason"]
+
+
+def test_free_space(vm):
+    result = vm.run(snapshot_name="one", min_free_space="900PB", fail=True)
+    assert "Too little free space" in result["msg"]
+    assert vm.names() == []
+    assert vm.run(snapshot_name="one", min_free_space="1MB")["changed"]
+    assert "is no size" in vm.run(snapshot_name="two", min_free_space="much", fail=True)["msg"]
+
+
+# absent
+
+
+def tree(vm):
+    """a - b - c, of which b and c are stamped."""
+    a = vm.take("a")
+    b = vm.take("b", stamp={"job": "nightly", "run": "r1", "expires_in": "7d"})
+    c = vm.take("c", stamp={"job": "nightly", "run": "r2", "expires_in": "0"})
+    return a, b, c
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        (lambda a, b, c: {"snapshot_name": "b"}, ["a", "c"]),
+        (lambda a, b, c: {"snapshot_id": b["id"]}, ["a", "c"]),
+        (lambda a, b, c: {"snapshot_moid": b["moid"]}, ["a", "c"]),
+        (lambda a, b, c: {"snapshot_name": "b", "remove_children": True}, ["a"]),
+        (lambda a, b, c: {"remove_all": True}, []),
+        (lambda a, b, c: {"stamp": {"job": "nightly"}}, ["a"]),
+        (lambda a, b, c: {"stamp": {"job": "nightly", "run": "r1"}}, ["a", "c"]),
+        (lambda a, b, c: {"stamp": {"job": "nightly", "expired_only": True}}, ["a", "b"]),
+        (lambda a, b, c: {"stamp": {"job": "nightly"}, "snapshot_name": "a"}, ["a", "b", "c"]),
+        (lambda a, b, c: {"stamp": {"job": "night"}}, ["a", "b", "c"]),
+        (lambda a, b, c: {"snapshot_name": "d"}, ["a", "b", "c"]),
+    ],
+)
+def test_removal(vm, choice, left):
+    made = tree(vm)
+    result = vm.run(state="absent", **choice(*made))
+    gone = sorted(set("abc") - set(left))
+    assert vm.names() == left
+    assert sorted(one["name"] for one in result["removed"]) == gone
+    assert result["changed"] == bool(gone)
+    assert result["snapshot"] is None
+    assert set(result) - {"invocation"} == KEYS
+    again = vm.run(state="absent", **choice(*made))
+    assert not again["changed"]
+
+
+def test_every_branch_is_searched(vm):
+    _a, b, _c = tree(vm)
+    with vm.session() as c:
+        tasks.wait(c, sdk.vim.vm.Snapshot(b["moid"], c.stub).RevertToSnapshot_Task(), timeout=10)
+    vm.take("branch")
+    vm.take("leaf")
+    assert not vm.run(snapshot_name="leaf")["changed"]
+    assert not vm.run(snapshot_name="c")["changed"]
+    vm.run(snapshot_name="branch", state="absent", remove_children=True)
+    assert vm.names() == ["a", "b", "c"]
+
+
+def test_a_choice_is_needed(vm):
+    assert "No snapshot was chosen" in vm.run(state="absent", fail=True)["msg"]
+    assert "remove_all" in vm.run(state="absent", remove_all=True, snapshot_name="x", fail=True)["msg"]
+
+
+def test_two_snapshots_of_one_name(vm):
+    first = vm.take("twin", stamp={"job": "a"})
+    second = vm.take("twin", stamp={"job": "b"})
+    for state in ("present", "absent"):
+        result = vm.run(snapshot_name="twin", state=state, fail=True)
+        assert [one["id"] for one in result["candidates"]] == [first["id"], second["id"]]
+    assert vm.run(snapshot_name="twin", duplicates="oldest")["snapshot"]["id"] == first["id"]
+    assert vm.run(snapshot_name="twin", duplicates="newest")["snapshot"]["id"] == second["id"]
+    assert "state=absent" in vm.run(snapshot_name="twin", duplicates="all", fail=True)["msg"]
+    assert len(vm.run(snapshot_name="twin", duplicates="all", state="absent")["removed"]) == 2
+
+
+def test_consolidation_that_is_needed_is_done(vm):
+    vm.take("one")
+    vm.lab.tracking(fail_consolidation=1)
+    result = vm.run(snapshot_name="one", state="absent")
+    assert not result["consolidation_needed"]
+    assert vm.lab.requests()["methods"]["ConsolidateVMDisks_Task"] == 1
+
+
+def test_consolidation_that_fails_is_a_warning(vm):
+    vm.take("one")
+    vm.lab.tracking(fail_consolidation=1)
+    vm.lab.fault(task="consolidate*", fault="FileLocked", fields={"file": "[ds] x"})
+    result = vm.run(snapshot_name="one", state="absent")
+    assert result["consolidation_needed"]
+    assert "FileLocked" in str(result["warnings"])
+    later = vm.run(snapshot_name="one", state="absent")
+    assert "need consolidation" in str(later["warnings"])
+
+
+def test_a_removal_waits_for_a_task_in_progress(vm):
+    vm.take("one")
+    vm.lab.fault(task="createSnapshot*", delay_ms=1500)
+    with vm.session() as c:
+        other = vm.managed(c).CreateSnapshot_Task("theirs", "", False, False)._GetMoId()
+        busy = {"task": {"type": "Task", "value": other}}
+        vm.lab.fault(method="RemoveSnapshot_Task", fault="TaskInProgress", fields=busy)
+        begun = time.monotonic()
+        assert vm.run(snapshot_name="one", state="absent")["changed"]
+        assert 1 < time.monotonic() - begun < 10
+    assert vm.names() == ["theirs"]
+
+
+def test_a_snapshot_that_goes_in_the_meantime(vm):
+    made = vm.take("one")
+    vm.lab.fault(method="RemoveSnapshot_Task", fault="ManagedObjectNotFound",
+                 fields={"obj": {"type": "VirtualMachineSnapshot", "value": made["moid"]}})
+    assert vm.run(snapshot_name="one", state="absent")["changed"]
+
+
+# stamps
+
+
+def test_a_stamp_is_the_identity_and_not_the_name(vm):
+    theirs = vm.take("backup")
+    ours = vm.take("backup", stamp={"job": "nightly", "run": "r1", "expires_in": "36h"})
+    assert ours["id"] != theirs["id"]
+    again = vm.run(snapshot_name="another name", stamp={"job": "nightly", "run": "r1"})
+    assert not again["changed"]
+    assert again["snapshot"] == ours
+    assert vm.take("backup", stamp={"job": "nightly"})["stamp"]["run"] != "r1"
+    vm.run(state="absent", stamp={"job": "nightly"})
+    assert [one["moid"] for one in vm.lab.snapshots(vm.moid)] == [theirs["moid"]]
+
+
+def test_an_expiry_is_told_in_utc(vm):
+    stamp = vm.take("one", description="mine", stamp={"job": "j", "expires_in": "1h"})["stamp"]
+    (there,) = vm.lab.snapshots(vm.moid)
+    text, read = stamps.split(there["description"])
+    assert (text, read.as_dict()) == ("mine", stamp)
+    assert 3500 < (read.expires.timestamp() - time.time()) <= 3600
+
+
+def test_what_is_no_duration(vm):
+    assert "is not a length of time" in vm.run(
+        snapshot_name="one", stamp={"job": "j", "expires_in": "soon"}, fail=True
+    )["msg"]
+
+
+# bad days
+
+
+def test_a_wrong_password(vm):
+    result = vm.run(snapshot_name="one", password="wr0ng", fail=True)
+    assert result["error_type"] == "AuthenticationFailed"
+    assert "wr0ng" not in str({key: value for key, value in result.items() if key != "invocation"})
+
+
+def test_an_untrusted_certificate(vm):
+    assert vm.run(snapshot_name="one", ca_path=None, fail=True)["error_type"] == "CertificateRejected"
+
+
+def test_an_unknown_machine(vm):
+    result = vm.run(snapshot_name="one", moid=None, name="nowhere", fail=True)
+    assert "no virtual machine named nowhere" in result["msg"]
+
+
+def test_a_missing_option_and_the_environment(vm, monkeypatch):
+    args = dict.fromkeys(vm.lab.module_args())
+    assert "VMWARE_HOST" in vm.run(**args, snapshot_name="one", fail=True)["msg"]
+    for variable, value in vm.lab.env().items():
+        monkeypatch.setenv(variable, value)
+    assert vm.run(**args, snapshot_name="one")["changed"]
+
+
+class LosesReply:
+    """Does what it is asked, and then the connection is gone before the answer is read."""
+
+    def __init__(self, monkeypatch, method, times=1):
+        self.left = times
+        real = sdk.SoapStubAdapter.InvokeMethod
+
+        def invoke(stub, mo, info, args, **kwargs):
+            answer = real(stub, mo, info, args, **kwargs)
+            if info.wsdlName == method and self.left:
+                self.left -= 1
+                raise ConnectionResetError(104, "Connection reset by peer")
+            return answer
+
+        monkeypatch.setattr(sdk.SoapStubAdapter, "InvokeMethod", invoke)
+
+
+def test_a_snapshot_whose_reply_is_lost_is_not_made_twice(vm, monkeypatch):
+    LosesReply(monkeypatch, "CreateSnapshot_Task")
+    assert vm.take("one")["name"] == "one"
+    assert vm.names() == ["one"]
+    assert vm.lab.requests()["methods"]["CreateSnapshot_Task"] == 1
+
+
+def test_a_snapshot_that_was_never_begun_is_an_error(vm):
+    vm.lab.fault(method="CreateSnapshot_Task", drop=True)
+    result = vm.run(snapshot_name="one", fail=True)
+    assert result["error_type"] == "ConnectionFailed"
+    assert vm.names() == []
+
+
+def test_a_removal_whose_reply_is_lost(vm, monkeypatch):
+    vm.take("one")
+    LosesReply(monkeypatch, "RemoveSnapshot_Task")
+    assert vm.run(snapshot_name="one", state="absent")["changed"]
+    assert vm.names() == []
+
+
+def test_a_connection_that_drops_before_a_removal(vm):
+    vm.take("one")
+    vm.lab.fault(method="RemoveSnapshot_Task", drop=True)
+    assert vm.run(snapshot_name="one", state="absent")["changed"]
+    assert vm.names() == []
+
+
+def test_a_session_that_expires_in_mid_task(vm, monkeypatch):
+    monkeypatch.setattr(tasks, "SLICE", 1)
+    vm.lab.fault(task="createSnapshot*", delay_ms=1200)
+    timer = threading.Timer(0.5, vm.lab.expire_sessions)
+    timer.start()
+    assert vm.take("one")["name"] == "one"
+    timer.join()
+    assert vm.lab.requests()["logins"] == 2
+
+
+def test_a_task_that_is_left_when_the_time_is_over(vm):
+    vm.lab.fault(task="createSnapshot*", delay_ms=2000)
+    result = vm.run(snapshot_name="one", stamp={"job": "j"}, timeout=1, fail=True)
+    assert (result["error_type"], result["task_state"]) == ("TimedOut", "running")
+    deadline = time.monotonic() + 10
+    while vm.names() != ["one"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(vm.run(state="absent", stamp={"job": "j"})["removed"]) == 1
+
+
+def test_a_task_that_is_cancelled_when_the_time_is_over(vm):
+    vm.lab.fault(task="createSnapshot*", fault="RequestCanceled", delay_ms=2000)
+    result = vm.run(snapshot_name="one", timeout=1, on_timeout="cancel", fail=True)
+    assert result["error_type"] == "TimedOut"
+    assert "was cancelled" in result["msg"]
+    assert vm.names() == []
+
+
+def test_a_machine_that_is_deleted_in_mid_run(lab, run_module):
+    vm = Machine(lab, run_module)
+    lab.fault(task="createSnapshot*", delay_ms=1000)
+    timer = threading.Timer(0.4, lab.destroy_vm, (vm.moid,))
+    timer.start()
+    result = vm.run(snapshot_name="one", fail=True)
+    timer.join()
+    assert result["fault"] == "ManagedObjectNotFound"
+
+
+def test_a_run_that_is_terminated_logs_out(vm):
+    vm.lab.fault(task="createSnapshot*", delay_ms=3000)
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    begun = time.monotonic()
+    result = vm.run(snapshot_name="one", stamp={"job": "j"}, fail=True)
+    assert time.monotonic() - begun < 2.5
+    assert "SIGTERM" in result["msg"]
+    assert vm.lab.sessions() == []
+
+
+# info
+
+
+def test_info_of_a_machine_without_snapshots(vm):
+    result = vm.run("vm_snapshot_info")
+    assert (result["snapshots"], result["snapshots_tree"], result["current_snapshot"]) == ([], [], None)
+    assert not result["changed"]
+    assert vm.requests() <= 4
+
+
+def test_info(vm):
+    _a, b, c = tree(vm)
+    vm.lab.requests(reset=True)
+    result = vm.run("vm_snapshot_info", moid=None, name=vm.name)
+    assert vm.requests() <= 8
+    assert [one["name"] for one in result["snapshots"]] == ["a", "b", "c"]
+    assert result["current_snapshot"] == result["snapshots"][2]
+    first = result["snapshots_tree"][0]
+    assert first["children"][0]["children"][0]["id"] == c["id"]
+    second = result["snapshots"][1]
+    assert {**second, "age_seconds": None} == {**b, "age_seconds": None, "current": False, "child_ids": [c["id"]]}
+    assert 0 <= second["age_seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        (lambda a, b, c: {"snapshot_name": "b"}, ["b"]),
+        (lambda a, b, c: {"snapshot_id": c["id"]}, ["c"]),
+        (lambda a, b, c: {"snapshot_moid": a["moid"]}, ["a"]),
+        (lambda a, b, c: {"snapshot_name": "x"}, []),
+    ],
+)
+def test_info_of_some(vm, choice, found):
+    made = tree(vm)
+    result = vm.run("vm_snapshot_info", **choice(*made))
+    assert [one["name"] for one in result["snapshots"]] == found
+    assert [one["name"] for one in result["snapshots_tree"]] == found
+    assert result["current_snapshot"]["name"] == "c"
