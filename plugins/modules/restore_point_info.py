@@ -50,7 +50,7 @@ options:
       - A time in ISO 8601; UTC when it names no zone.
     type: str
   newest:
-    description: Of each virtual machine, the newest readable restore point.
+    description: Of each virtual machine, the newest readable restore point. Adds nothing to O(id) and O(as_of).
     type: bool
     default: false
   verify:
@@ -318,7 +318,7 @@ def main() -> None:
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "id"), ("id", "as_of", "newest")],
+        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "id"), ("id", "as_of")],
     )
 
 

@@ -85,7 +85,8 @@ def test_chooses_a_vm_by_name_moid_uuid_or_vm(
         assert [one["id"] for one in result["restore_points"]] == [its["id"]]
         assert result["vm"] == OTHER
         assert not result["changed"]
-    assert [one["id"] for one in backup.info(id=mine["id"])] == [mine["id"]]
+    for newest in (False, True):  # as a role passes it whatever else is chosen
+        assert [one["id"] for one in backup.info(id=mine["id"], newest=newest)] == [mine["id"]]
 
 
 def test_what_is_not_there_is_said(run_module: Callable[..., dict[str, Any]], backup: Backup) -> None:

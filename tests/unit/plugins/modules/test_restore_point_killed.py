@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import owners
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import files, locks, owners
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.owners import Process
 from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY
 from ansible_collections.holdfast.backup.tests.unit.repositories import VM, Backup, disk, expected, restored
@@ -165,6 +165,47 @@ def test_a_run_that_was_taken_over_cannot_complete(backup: Backup) -> None:
     assert not backup.abort(late)["changed"]
     assert backup.complete(winner, backup.copy(winner))["changed"]
     assert len(backup.info(verify="content")) == 1
+
+
+def test_a_run_taken_over_in_the_last_moment_publishes_nothing(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = backup.start()
+    copied = backup.copy(started)
+    write = files.write
+
+    def write_and_lose(path: str, data: bytes) -> None:
+        write(path, data)
+        if path.endswith("point.json"):
+            locks.release(str(backup.directory), started["restore_point"]["run"])
+
+    monkeypatch.setattr(files, "write", write_and_lose)
+    assert backup.complete(started, copied, fail=True)["error_type"] == "Locked"
+    assert backup.info() == []
+
+
+def test_everything_is_on_stable_storage_before_it_is_visible(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = backup.start()
+    partial, run = Path(started["restore_point"]["path"]), started["restore_point"]["run"]
+    (partial / "config.json").write_text("{}")
+    copied = backup.copy(started)
+    steps: list[str] = []
+    sync, rename, unlink = os.fsync, os.rename, os.unlink
+
+    def record(what: str, path: str) -> None:
+        steps.append(f"{what} {os.path.relpath(path, backup.directory)}")
+
+    monkeypatch.setattr(os, "fsync", lambda fd: record("sync", os.readlink(f"/proc/self/fd/{fd}")) or sync(fd))
+    monkeypatch.setattr(os, "rename", lambda old, new: record("rename", new) or rename(old, new))
+    monkeypatch.setattr(os, "unlink", lambda path: record("unlink", path) or unlink(path))
+    backup.complete(started, copied)
+
+    name, final = partial.name, partial.stem
+    visible = steps.index(f"rename {final}")
+    written = steps.index(f"rename {name}/point.json")
+    assert {f"sync {name}/{file}" for file in ("disk-2000.qcow2", "config.json", "point.json.new")} <= {
+        *steps[:written]
+    }
+    assert f"sync {name}" in steps[written:visible]
+    assert steps.index("sync .", visible) < steps.index(f"unlink .lock/{run}.json")
 
 
 def test_killing_the_playbook_frees_its_lock_at_once(backup: Backup, tmp_path: Path) -> None:
