@@ -8,10 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PATH=$PWD/.build/venv/bin:$PATH
 tree=.build/lint/ansible_collections/holdfast/backup
-export ANSIBLE_COLLECTIONS_PATH=$PWD/.build/lint ANSIBLE_HOME=$PWD/.build/ansible
+# ansible-lint installs the collection into its home, where an old copy would hide this one: made anew each time.
+export ANSIBLE_COLLECTIONS_PATH=$PWD/.build/lint ANSIBLE_HOME=$PWD/.build/lint/home
 
 copy_tree() {
-    rm -rf $tree
+    rm -rf .build/lint
     mkdir -p $tree
     git ls-files -z --cached --others --exclude-standard |
         tar --create --null --files-from=- --ignore-failed-read --warning=no-failed-read |
