@@ -232,8 +232,8 @@ def test_a_wrong_library_directory_is_explained(kit, missing):
         (kit.root / "lib64" / "libvixDiskLibVim.so.8").unlink()
     assert server.copy().returncode != 0
     error = server.error()
-    assert error["stage"] == "load"
-    expected = {"root": "does not exist", "path": "is not the root of VDDK", "libraries": "libvixDiskLibVim.so.8"}
+    assert error["stage"] == ("init" if missing == "libraries" else "load")
+    expected = {"root": "does not exist", "path": "is not the root of VDDK", "libraries": "code 16053"}
     assert expected[missing] in error["message"]
     assert error["hint"]
 
@@ -295,8 +295,12 @@ def test_nbdkits_own_plugin_reads_the_same(kit):
         "vm": "moref=vm-1",
         "snapshot": "snapshot-1",
     }
-    # Its questions about blocks go past the end of this disk, which the stand-in refuses.
-    command = ["nbdkit", "-r", "--filter=noextents", "vddk", *(f"{key}={value}" for key, value in values.items())]
+    # Its questions about blocks go past the end of such a disk, which the stand-in refuses. And socket activation
+    # does not survive the restart by which it sets the library path.
+    library_path = f"LD_LIBRARY_PATH={kit.root / 'lib64'}"
+    options = [f"{key}={value}" for key, value in values.items()]
+    command = ["env", library_path, "nbdkit", "-r", "--filter=noextents", "vddk", *options]
     done = run(["nbdcopy", "--", "[", *command, "]", str(kit.root / "copy.raw")])
     assert done.returncode == 0, done.stderr
     assert is_copied(kit)
+    assert kit.violations() == []

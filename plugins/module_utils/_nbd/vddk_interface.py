@@ -93,7 +93,11 @@ ERRORS: dict[int, tuple[str, int, str]] = {
     14015: ("VIX_E_HOST_SERVER_NOT_AVAILABLE", MANY, _HOST),
     16007: ("VIX_E_DISK_OUTOFRANGE", 0, "Please report this: a request went past the end of the disk."),
     16027: ("VIX_E_DISK_TOOMANYOPENFILES", MANY, ""),
-    16053: ("VIX_E_DISK_SUBSYSTEM_INIT_FAIL", 0, "Unpack VDDK again: parts of it are missing."),
+    16053: (
+        "VIX_E_DISK_SUBSYSTEM_INIT_FAIL",
+        0,
+        "Unpack VDDK again if parts of it are missing; its lib64 must be in LD_LIBRARY_PATH when the process starts.",
+    ),
     16064: ("VIX_E_DISK_NOLICENSE", 0, "The ESXi host's licence does not allow backups."),
     18000: ("VIX_E_CANNOT_CONNECT_TO_HOST", MANY, _VCENTER),
     20005: (

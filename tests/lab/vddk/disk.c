@@ -68,7 +68,7 @@ static void describe(Lines *question, const ConnectParams *params)
 
 static VixError ask(const char *verb, const Lines *question, Lines *answer)
 {
-    if (vim_ask(verb, question, answer) < 0)
+    if (ask_lab(verb, question, answer) < 0)
         return FAIL;
     char *reason = lines_get(answer, "reason", 0);
     if (reason != NULL)
@@ -266,7 +266,7 @@ static void report_close(const Handle *handle)
     lines_add_number(&question, "bytes_read", handle->bytes_read);
     lines_add_number(&question, "bytes_written", handle->bytes_written);
     lines_add_number(&question, "most_in_flight", (unsigned long long)handle->most_in_flight);
-    vim_ask("close", &question, &answer);
+    ask_lab("close", &question, &answer);
 }
 
 EXPORT VixError VixDiskLib_Close(Handle *handle)

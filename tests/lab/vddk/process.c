@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "standin.h"
 
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,8 @@ static void *objects[OBJECTS];
 static bool checks_thread;
 static pthread_t opener;
 static bool has_opener;
+static int (*ask)(const char *verb, const Lines *question, Lines *answer);
+static int (*has_lab)(void);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, exclusive = PTHREAD_MUTEX_INITIALIZER;
 
 void say(LogFunction *function, const char *format, ...)
@@ -43,6 +46,21 @@ void say(LogFunction *function, const char *format, ...)
     va_start(arguments, format);
     function(format, arguments);
     va_end(arguments);
+}
+
+static bool load_vim(void)
+{
+    void *library = ask != NULL ? NULL : dlopen("libvixDiskLibVim.so.8", RTLD_NOW);
+    if (library != NULL) {
+        has_lab = (int (*)(void))dlsym(library, "vim_has_lab");
+        ask = (int (*)(const char *, const Lines *, Lines *))dlsym(library, "vim_ask");
+    }
+    return ask != NULL;
+}
+
+int ask_lab(const char *verb, const Lines *question, Lines *answer)
+{
+    return load_vim() ? ask(verb, question, answer) : -1;
 }
 
 /* The caller broke a rule of the interface: the lab keeps a list, so that no test passes by luck. */
@@ -56,7 +74,7 @@ VixError violation(VixError error, const char *format, ...)
     va_end(arguments);
     say(warn_function, "VixDiskLib: rule broken: %s\n", text);
     lines_add(&question, "text", text);
-    vim_ask("violation", &question, &answer);
+    ask_lab("violation", &question, &answer);
     return error;
 }
 
@@ -137,10 +155,10 @@ static void load_faults(const Lines *knobs)
 /* The lab counts, because the ordered number may be spread over several processes. */
 static bool take(Fault *chosen)
 {
-    if (vim_has_lab()) {
+    if (has_lab()) {
         Lines question = {.length = 0}, answer;
         lines_add_number(&question, "number", (unsigned long long)chosen->number);
-        if (vim_ask("fault", &question, &answer) < 0)
+        if (ask_lab("fault", &question, &answer) < 0)
             return false;
         return lines_number(&answer, "take", 0) != 0;
     }
@@ -187,12 +205,12 @@ static VixError check_config(const char *path)
     return result;
 }
 
-/* libDir is the root of the kit: the parts are looked for in its lib64. */
-static bool is_root(const char *directory)
+/* libDir is the root of the kit: the parts are looked for in its lib64. And the system must find them. */
+static bool is_complete(const char *directory)
 {
     char path[4096];
     snprintf(path, sizeof path, "%s/lib64/libvixDiskLibVim.so.8", directory);
-    return access(path, R_OK) == 0;
+    return (directory == NULL || access(path, R_OK) == 0) && load_vim();
 }
 
 EXPORT VixError VixDiskLib_InitEx(uint32_t major, uint32_t minor, LogFunction *log, LogFunction *warn, LogFunction *panic,
@@ -208,15 +226,15 @@ EXPORT VixError VixDiskLib_InitEx(uint32_t major, uint32_t minor, LogFunction *l
         return violation(FAIL, "InitEx outside the main thread");
     if (major > OWN_MAJOR || major < 5)
         return violation(INVALID_ARG, "InitEx asks for version %u.%u of %d", major, minor, OWN_MAJOR);
-    if (directory != NULL && !is_root(directory)) {
-        say(warn_function, "VixDiskLib: no lib64/libvixDiskLibVim.so.8 in %s\n", directory);
+    if (!is_complete(directory)) {
+        say(warn_function, "VixDiskLib: libvixDiskLibVim.so.8 is not found\n");
         return SUBSYSTEM_INIT_FAIL;
     }
     VixError result = config == NULL ? OK : check_config(config);
     if (result != OK)
         return result;
     lines_add_number(&question, "pid", (unsigned long long)getpid());
-    if (vim_ask("init", &question, &knobs) < 0) {
+    if (ask_lab("init", &question, &knobs) < 0) {
         say(warn_function, "VixDiskLib: the lab does not answer\n");
         return FAIL;
     }

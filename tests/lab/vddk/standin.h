@@ -14,8 +14,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
 /* How the lab wants this handle to behave; see README.md. */
 typedef struct {
     bool inline_callbacks; /* complete inside ReadAsync, as transports without real asynchrony do */
@@ -71,6 +69,8 @@ typedef struct {
 /* process.c */
 extern LogFunction *log_function, *warn_function, *panic_function;
 bool initialised(void);
+/* As vim_ask, once the library behind it is loaded. */
+int ask_lab(const char *verb, const Lines *question, Lines *answer);
 void say(LogFunction *function, const char *format, ...) __attribute__((format(printf, 2, 3)));
 VixError violation(VixError error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The configured error for this operation on these sectors, once for each time it was ordered. */

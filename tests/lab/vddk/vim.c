@@ -13,42 +13,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-void lines_add(Lines *lines, const char *key, const char *value)
-{
-    if (value == NULL)
-        return;
-    int written = snprintf(lines->text + lines->length, sizeof lines->text - lines->length, "%s=%s\n", key, value);
-    if (written > 0 && lines->length + (size_t)written < sizeof lines->text)
-        lines->length += (size_t)written;
-}
-
-void lines_add_number(Lines *lines, const char *key, unsigned long long value)
-{
-    char text[24];
-    snprintf(text, sizeof text, "%llu", value);
-    lines_add(lines, key, text);
-}
-
-char *lines_get(const Lines *lines, const char *key, int n)
-{
-    size_t length = strlen(key);
-    for (const char *line = lines->text; *line != '\0';) {
-        const char *end = strchrnul(line, '\n');
-        if (strncmp(line, key, length) == 0 && line[length] == '=' && n-- == 0)
-            return strndup(line + length + 1, (size_t)(end - line) - length - 1);
-        line = *end == '\n' ? end + 1 : end;
-    }
-    return NULL;
-}
-
-long long lines_number(const Lines *lines, const char *key, long long otherwise)
-{
-    char *text = lines_get(lines, key, 0);
-    long long value = text == NULL ? otherwise : atoll(text);
-    free(text);
-    return value;
-}
-
 static int read_conf(Lines *conf)
 {
     Dl_info self;
@@ -115,7 +79,7 @@ static void record(const char *path, const char *verb, const Lines *question)
     fclose(file);
 }
 
-int vim_ask(const char *verb, const Lines *question, Lines *answer)
+EXPORT int vim_ask(const char *verb, const Lines *question, Lines *answer)
 {
     if (read_conf(answer) < 0)
         return -1;
@@ -132,7 +96,7 @@ int vim_ask(const char *verb, const Lines *question, Lines *answer)
     return result;
 }
 
-int vim_has_lab(void)
+EXPORT int vim_has_lab(void)
 {
     Lines conf;
     char *control = read_conf(&conf) < 0 ? NULL : lines_get(&conf, "control", 0);

@@ -1,14 +1,16 @@
 /* Copyright (c) 2026 the holdfast.backup authors
  * SPDX-License-Identifier: GPL-3.0-or-later
  *
- * How the stand-in asks the lab. A library of its own, as in the real kit: so the stand-in cannot be
- * loaded by a process that was started without the kit's lib64 in LD_LIBRARY_PATH.
+ * How the stand-in asks the lab. vim.c is a library of its own that InitEx loads by its bare name, as the
+ * real library does with its parts: a process started without the kit's lib64 in LD_LIBRARY_PATH fails there.
  */
 
 #ifndef VIM_H
 #define VIM_H
 
 #include <stddef.h>
+
+#define EXPORT __attribute__((visibility("default")))
 
 /* "key=value" lines: what the lab answers and what it is told. */
 typedef struct {
