@@ -449,7 +449,7 @@ def test_several_disks_and_one_fails(guest, settings, tmp_path):
     with pytest.raises(CopyFailed, match=r"1 of 2 disks failed\. Hard disk 2:") as failure:
         jobs.run_all(backup, [bad, good], settings, Watch(), 2)
     assert [result["image"] for result in failure.value.details["disks"]] == [good.image]
-    assert [item["disk"] for item in failure.value.details["failed"]] == ["Hard disk 2"]
+    assert [item["disk"] for item in failure.value.details["failed_disks"]] == ["Hard disk 2"]
     assert holds(good.image, guest.path)
 
 

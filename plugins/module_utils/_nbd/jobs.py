@@ -123,7 +123,9 @@ def run_all(job: Job, tasks: Sequence[Task], settings: Settings, watch: Watch, p
     raise type(first)(
         f"{len(failed)} of {len(tasks)} disks failed. {causes}",
         first.next_step,
-        failed=[{"disk": task.name, "image": task.image, "msg": str(error), **error.details} for task, error in failed],
+        failed_disks=[
+            {"disk": task.name, "image": task.image, "msg": str(error), **error.details} for task, error in failed
+        ],
         disks=results,
     )
 

@@ -1,0 +1,116 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: what a user wants copied, checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import is_done
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Task
+
+_AGAIN = "Have disk_changed_areas look at this snapshot, or copy the disk in full."
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one item of vddk_copy's option ``disks`` asks for; see :class:`jobs.Task` for the fields."""
+
+    image: str
+    kind: str
+    capacity: int
+    work: list[areas.Area] | None
+    parent: str | None
+
+
+def read_item(
+    item: Mapping[str, Any], image: str | None, name: str, direction: str, size: int, change_id: str | None
+) -> Wanted:
+    """Check one item against the disk that it means.
+
+    :param image: path to use when the item has none
+    :param name: of the disk, for messages
+    :param direction: ``backup`` or ``restore``
+    :param size: of the disk in bytes
+    :param change_id: that the disk has in the snapshot that is backed up
+    :raises InvalidInput: the item contradicts the disk or itself
+    """
+    image = item.get("image") or image
+    if not image:
+        raise InvalidInput(f"There is no image for {name}.", "Give image in disks, or image_dir.")
+    capacity = int(item.get("capacity") or size)
+    listed = item.get("areas_file")
+    if direction == "restore":
+        if capacity > size:
+            raise InvalidInput(f"{name} has {size} bytes, the image is of {capacity}.", "Restore to a larger disk.")
+        return Wanted(os.path.abspath(image), "full", capacity, _work(listed, name, capacity), None)
+    kind, parent = item.get("kind") or "full", item.get("parent")
+    if kind not in ("full", "incremental"):
+        raise InvalidInput(f"{name}: the kind {kind} is unknown.", "Give full or incremental.")
+    if capacity != size:
+        raise InvalidInput(f"{name} has {size} bytes in the snapshot, not {capacity}.", _AGAIN)
+    if item.get("change_id") and item["change_id"] != change_id:
+        raise InvalidInput(f"{name} has the change ID {change_id} in the snapshot, not {item['change_id']}.", _AGAIN)
+    if kind == "full":
+        return Wanted(os.path.abspath(image), kind, capacity, None, None)
+    if not parent or not listed:
+        raise InvalidInput(f"{name}: an incremental copy needs parent and areas_file.", _AGAIN)
+    return Wanted(os.path.abspath(image), kind, capacity, _work(listed, name, capacity), os.path.abspath(parent))
+
+
+def check_images(tasks: Sequence[Task]) -> None:
+    """See that there is a place for every image, and one disk only for each.
+
+    :raises InvalidInput: there is not
+    """
+    images = [task.image for task in tasks]
+    for image in images:
+        if not os.path.isdir(os.path.dirname(image)):
+            raise InvalidInput(f"There is no directory {os.path.dirname(image)}.", "Make it, or name another one.")
+        if images.count(image) > 1:
+            raise InvalidInput(f"Several disks have the image {image}.", "Give each disk an image of its own.")
+
+
+def foretell(task: Task, direction: str) -> dict[str, Any]:
+    """The result of a task as far as it is known beforehand."""
+    changed = direction == "restore" or not is_done(task)
+    size = task.capacity if task.work is None else areas.total(task.work)
+    return {
+        **task.facts,
+        **dict.fromkeys(("transport", "bytes_stored", "sha256", "seconds", "rate")),
+        "image": task.image,
+        "parent": task.parent,
+        "capacity": task.capacity,
+        "bytes_read": size if changed and direction == "backup" else 0,
+        "bytes_written": size if changed and direction == "restore" else 0,
+        "resumed": False,
+        "changed": changed,
+        "warnings": [],
+    }
+
+
+def diff(plan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is copied where, and how many bytes at most."""
+    copies = {
+        f"{disk['label']} ({disk['image']})": disk["bytes_read"] + disk["bytes_written"]
+        for disk in plan
+        if disk["changed"]
+    }
+    return {"before": dict.fromkeys(copies, 0), "after": copies}
+
+
+def _work(path: str | None, name: str, capacity: int) -> list[areas.Area] | None:
+    """The areas in a file, None without a file."""
+    if not path:
+        return None
+    listed, work = areas.read_file(path)
+    if listed != capacity:
+        raise InvalidInput(f"{path} is of a disk of {listed} bytes, {name} has {capacity}.", _AGAIN)
+    return work

@@ -1,0 +1,479 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the holdfast.backup authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy virtual disks into images, and images onto virtual disks."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vddk_copy
+short_description: Copy virtual disks into qcow2 images and back
+version_added: 1.0.0
+author:
+  - The holdfast.backup authors (@holdfast)
+description:
+  - Copies disks of a snapshot into qcow2 images, in full or only the areas that changed, or writes images back onto
+    disks of a virtual machine that is powered off.
+  - An incremental image lies over the image of the earlier backup. Any QEMU tool opens it with all below it.
+  - Does nothing for an image that is there already, and goes on with one that an interrupted run left in good order.
+  - While the task runs, the output of the playbook shows at least every ten seconds how far each disk is. The copy
+    stops when the playbook is gone.
+  - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection.
+options:
+  direction:
+    description: V(backup) copies disks into images, V(restore) copies images onto disks.
+    type: str
+    choices: [backup, restore]
+    default: backup
+  snapshot:
+    description:
+      - Managed object ID of the snapshot whose disks are copied, for example V(snapshot-12).
+      - Required with O(direction=backup).
+    type: str
+  disks:
+    description:
+      - The disks to copy. Items of RV(holdfast.backup.disk_changed_areas#module:disks) can be given as they are; keys
+        that are not listed here are ignored.
+      - C(disk) is the key, label or backing UUID of the disk. C(backing_uuid) or C(key) is used if it is not set.
+      - C(image) is the path of the image. It is V(disk-<key>.qcow2) in O(image_dir) if it is not set.
+      - C(kind) is V(full) or V(incremental). V(full) is used if it is not set.
+      - C(parent) is the image that an incremental one lies over.
+      - C(areas_file) lists the areas to copy, as M(holdfast.backup.disk_changed_areas) writes it. It is needed for an
+        incremental copy. In a restore it limits what is written to these areas.
+      - C(change_id) is the change ID of the disk in the snapshot. If it is set and the snapshot has another one, the
+        areas are of another snapshot and the disk is not copied.
+      - C(capacity) is the size of the disk in bytes. In a restore it is the size of the disk that was backed up.
+      - C(reason) and C(parent_id) pass through into the result.
+    type: list
+    elements: dict
+    required: true
+  image_dir:
+    description: Directory of the images that are not named in O(disks). It must exist.
+    type: path
+  access:
+    description: How to reach the disks. V(auto) and V(vddk) both use VDDK.
+    type: str
+    choices: [auto, vddk]
+    default: auto
+  vddk_libdir:
+    description:
+      - The directory on the proxy that VDDK was unpacked to, the parent of C(lib64).
+      - The environment variable E(VDDK_LIBDIR) is used if it is not set.
+    type: path
+  transports:
+    description: The transports that VDDK may use, the best first. RV(disks[].transport) is the one that it used.
+    type: list
+    elements: str
+    choices: [nbdssl, nbd, hotadd, san]
+    default: [nbdssl, nbd]
+  parallel:
+    description: How many disks are copied at the same time.
+    type: int
+    default: 2
+  compression:
+    description: The compression of new images.
+    type: str
+    choices: [zstd, zlib, none]
+    default: zstd
+  request_size:
+    description:
+      - Bytes per read or write request, a power of two from 65536 to 2097152.
+      - If it is not set, it is 1 MiB for whole disks. For areas it is the largest size with which less than a tenth
+        more is read than has changed.
+    type: int
+  request_depth:
+    description: Requests in flight per disk. If it is not set, as many as make up 16 MiB, and at most 64.
+    type: int
+  target_is_zero:
+    description:
+      - Whether the disks to restore are new and hold only zeros, so that zeros need not be written.
+      - Other disks keep old data where the image has zeros if this is set for them.
+      - Only used with O(direction=restore).
+    type: bool
+    default: false
+  verify:
+    description:
+      - Whether to read the whole disk once more after the copy and compare it with the image and all below it.
+      - This finds what change tracking forgot.
+    type: bool
+    default: false
+  timeout:
+    description: Seconds that the task may take, V(0) for no limit. What was copied until then can be gone on with.
+    type: int
+    default: 0
+  progress_dir:
+    description:
+      - Directory on the proxy in which the progress is written and a sign of life is looked for.
+      - Set by the action plugin of this module; not for use in playbooks.
+    type: path
+extends_documentation_fragment:
+  - holdfast.backup.vcenter
+  - holdfast.backup.vm
+  - holdfast.backup.attributes
+  - holdfast.backup.attributes.changes
+  - holdfast.backup.attributes.login
+requirements:
+  - nbdkit with its Python plugin and basic filters
+  - nbdcopy and nbdinfo (libnbd)
+  - qemu-img and qemu-nbd, 5.1 or later
+  - VMware Virtual Disk Development Kit 6.5 or later
+seealso:
+  - module: holdfast.backup.disk_changed_areas
+  - module: holdfast.backup.restore_point
+notes:
+  - Privileges needed are C(VirtualMachine.Provisioning.GetVmFiles), C(VirtualMachine.Provisioning.DiskRandomRead) and,
+    for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
+  - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
+  - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain.
+"""
+
+EXAMPLES = r"""
+- name: Copy all disks of a snapshot in full
+  holdfast.backup.vddk_copy:
+    hostname: vcenter.example.com
+    username: backup@vsphere.local
+    password: "{{ vcenter_password }}"
+    moid: vm-42
+    snapshot: snapshot-108
+    disks:
+      - disk: Hard disk 1
+      - disk: Hard disk 2
+    image_dir: /backup/web01
+    vddk_libdir: /opt/vmware-vix-disklib-distrib
+  delegate_to: proxy01.example.com
+
+- name: Copy what has changed since the earlier backup
+  holdfast.backup.vddk_copy:
+    moid: vm-42
+    snapshot: "{{ snapshot.snapshot.moid }}"
+    disks: "{{ changed_areas.disks }}"
+    image_dir: "{{ started.restore_point.path }}"
+  delegate_to: proxy01.example.com
+
+- name: Write an image onto a new disk
+  holdfast.backup.vddk_copy:
+    name: web01-restored
+    direction: restore
+    disks:
+      - disk: 2000
+        image: /backup/5005b2a9-4b52-3d41-62f8-1cd9f5c9a0b1/20261120T020000Z/disk-2000.qcow2
+        capacity: 17179869184
+    target_is_zero: true
+  delegate_to: proxy01.example.com
+"""
+
+RETURN = r"""
+vm:
+  description: The virtual machine.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    moid:
+      description: Its managed object ID.
+      type: str
+    instance_uuid:
+      description: Its instance UUID.
+      type: str
+disks:
+  description:
+    - The disks that were copied, or that would be in check mode. What is not known in check mode is V(null).
+    - When the task fails, those that were copied nevertheless.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: Device key.
+      type: int
+    label:
+      description: Label, as the user interface shows it.
+      type: str
+    backing_uuid:
+      description: UUID of the backing, the identity of the disk.
+      type: str
+    image:
+      description: Path of the image.
+      type: str
+    kind:
+      description: Whether it was a V(full) or an V(incremental) copy.
+      type: str
+    reason:
+      description: Why it was a full copy, from O(disks).
+      type: str
+    parent:
+      description: The image that an incremental one lies over.
+      type: str
+    parent_id:
+      description: The restore point of that image, from O(disks).
+      type: str
+    capacity:
+      description: Size of the disk in bytes. The image is a little larger if that is no multiple of 64 KiB.
+      type: int
+    change_id:
+      description: The change ID that the next incremental copy starts from.
+      type: str
+    transport:
+      description: The transport that was used; V(null) if nothing had to be read.
+      type: str
+    bytes_read:
+      description: Bytes read from the disk, in a backup.
+      type: int
+    bytes_stored:
+      description: Size of the image file in bytes, after a backup.
+      type: int
+    bytes_written:
+      description: Bytes written to the disk, in a restore.
+      type: int
+    sha256:
+      description: The SHA-256 hash of the image file, after a backup.
+      type: str
+    seconds:
+      description: How long the copy took, without the hash and the comparison.
+      type: float
+    rate:
+      description: Bytes per second.
+      type: int
+    resumed:
+      description: Whether an interrupted copy was gone on with.
+      type: bool
+    changed:
+      description: Whether anything was copied.
+      type: bool
+    warnings:
+      description: What went wrong with this disk and was got over.
+      type: list
+      elements: str
+  sample:
+    - key: 2000
+      label: Hard disk 1
+      backing_uuid: 6000C295-3b0e-6b1a-0d3f-93bd6ee1ba1b
+      image: /backup/5005b2a9-4b52-3d41-62f8-1cd9f5c9a0b1/20261120T020000Z.partial/disk-2000.qcow2
+      kind: full
+      reason: no earlier restore point
+      parent: null
+      parent_id: null
+      capacity: 17179869184
+      change_id: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
+      transport: nbdssl
+      bytes_read: 4294967296
+      bytes_stored: 1932735283
+      bytes_written: 0
+      sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+      seconds: 24.1
+      rate: 178214409
+      resumed: false
+      changed: true
+      warnings: []
+failed_disks:
+  description: The disks that could not be copied, each with C(disk), C(image) and C(msg).
+  returned: when disks failed
+  type: list
+  elements: dict
+bytes_read:
+  description: Bytes read from all disks.
+  returned: success
+  type: int
+  sample: 4294967296
+bytes_stored:
+  description: Size of all images that were made, in bytes.
+  returned: success
+  type: int
+  sample: 1932735283
+bytes_written:
+  description: Bytes written to all disks.
+  returned: success
+  type: int
+  sample: 0
+seconds:
+  description: How long all copies took, with hashes and comparisons.
+  returned: success
+  type: float
+  sample: 26.3
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.restore import restore
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import inventory
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices, pick
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+
+_JOBS = {"backup": backup, "restore": restore}
+_COUNTS = {"bytes_read": 0, "bytes_stored": 0, "bytes_written": 0}
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    requirements.check_programs()
+    requirements.check_library(params["vddk_libdir"])
+    # Logged out again before the copy: no session of ours can expire in its middle.
+    with Connection(_options.endpoint(params)) as c:
+        vm, disks = _look(c, params)
+        access = _access(c, params, vm)
+    directory = tempfile.mkdtemp(dir=module.tmpdir)
+    try:
+        return _copy(module, vm, disks, access, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _look(c: Connection, params: dict[str, Any]) -> tuple[dict[str, Any], list[Disk]]:
+    """The VM, and its disks as they are in the snapshot or, for a restore, now."""
+    wanted = ("config.hardware.device", "runtime.powerState", "snapshot")
+    vm, properties = inventory.find_vm(c, **_options.vm_selection(params), properties=wanted)
+    identity = inventory.vm_dict(vm, properties)
+    if params["direction"] == "restore":
+        if properties["runtime.powerState"] != "poweredOff":
+            raise NotSupported(f"{identity['name']} is not powered off.", "Power it off, or restore to a new VM.")
+        if "snapshot" in properties:
+            raise NotSupported(f"{identity['name']} has snapshots.", "Remove them, or restore to a new VM.")
+        return identity, from_devices(properties["config.hardware.device"])
+    snapshot = vim.vm.Snapshot(params["snapshot"], c.stub)
+    frozen = c.retrieve([snapshot], {vim.vm.Snapshot: ["vm", "config.hardware.device"]}).get(snapshot, {})
+    if frozen.get("vm") != vm:
+        raise InvalidInput(
+            f"The snapshot {params['snapshot']} is not one of {identity['name']}.",
+            "Give the managed object ID that vm_snapshot returned.",
+        )
+    return identity, from_devices(frozen["config.hardware.device"])
+
+
+def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of the nbdkit plugin that all disks share."""
+    return {
+        "library_dir": params["vddk_libdir"],
+        "server": c.endpoint.hostname,
+        "port": c.endpoint.port,
+        "username": c.endpoint.username,
+        "password": c.endpoint.password,
+        # Of the certificate that was just checked; of another one VDDK would only say "unknown error".
+        "thumbprint": c.thumbprint(),
+        "vm": vm["moid"],
+        "snapshot": params["snapshot"],
+        "read_only": params["direction"] == "backup",
+        "transports": ":".join(params["transports"]),
+    }
+
+
+def _copy(
+    module: AnsibleModule, vm: dict[str, Any], disks: list[Disk], access: dict[str, Any], directory: str
+) -> dict[str, Any]:
+    """Plan all copies, then run them."""
+    params = module.params
+    settings = jobs.Settings(
+        directory,
+        **{name: params[name] for name in ("request_size", "request_depth", "compression", "target_is_zero", "verify")},
+    )
+    plugin = vddk.ship(os.path.join(directory, "plugin"), access["library_dir"])
+    tasks = []
+    for item in params["disks"]:
+        disk = pick(disks, item.get("disk") or item.get("backing_uuid") or item.get("key"))
+        source = vddk.VddkDisk(
+            plugin,
+            {**access, "path": disk.path, "capacity": disk.capacity},
+            os.path.join(directory, f"{disk.key}.status"),
+        )
+        tasks.append(_task(params, vm, disk, item, source))
+    plans.check_images(tasks)
+    plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
+    started = time.monotonic()
+    if not module.check_mode:
+        watch = Watch(params["progress_dir"], params["timeout"])
+        results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
+        results = [{**_COUNTS, **result} for result in results]
+    for result in results:
+        for warning in result["warnings"]:
+            module.warn(f"{vm['name']} {result['label']}: {warning}")
+    return {
+        "changed": any(result["changed"] for result in results),
+        "vm": vm,
+        "disks": results,
+        **{count: sum(result[count] or 0 for result in results) for count in _COUNTS},
+        "seconds": round(time.monotonic() - started, 3),
+        "diff": plans.diff(plan),
+    }
+
+
+def _task(
+    params: dict[str, Any], vm: dict[str, Any], disk: Disk, item: dict[str, Any], source: vddk.VddkDisk
+) -> jobs.Task:
+    """What to do for one item of the option disks."""
+    name = f"{vm['name']} {disk.label}"
+    if not disk.protected:
+        raise NotSupported(f"{name} cannot be copied: {disk.reason}.", "Leave it out of disks.")
+    image = os.path.join(params["image_dir"], f"disk-{disk.key}.qcow2") if params["image_dir"] else None
+    wanted = plans.read_item(item, image, name, params["direction"], disk.capacity, disk.change_id)
+    return jobs.Task(
+        name=name,
+        disk=source,
+        image=wanted.image,
+        capacity=wanted.capacity,
+        work=wanted.work,
+        parent=wanted.parent,
+        identity={
+            "vm": vm["instance_uuid"],
+            "snapshot": params["snapshot"],
+            "disk": disk.backing_uuid,
+            "change_id": disk.change_id,
+        },
+        facts={
+            "key": disk.key,
+            "label": disk.label,
+            "backing_uuid": disk.backing_uuid,
+            "kind": wanted.kind,
+            "reason": item.get("reason"),
+            "parent_id": item.get("parent_id"),
+            "change_id": disk.change_id,
+        },
+    )
+
+
+def main() -> None:
+    run_module(
+        run,
+        argument_spec={
+            "direction": {"type": "str", "choices": ["backup", "restore"], "default": "backup"},
+            "snapshot": {"type": "str"},
+            "disks": {"type": "list", "elements": "dict", "required": True},
+            "image_dir": {"type": "path"},
+            "access": {"type": "str", "choices": ["auto", "vddk"], "default": "auto"},
+            "vddk_libdir": {"type": "path", "fallback": (env_fallback, ["VDDK_LIBDIR"])},
+            "transports": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["nbdssl", "nbd", "hotadd", "san"],
+                "default": ["nbdssl", "nbd"],
+            },
+            "parallel": {"type": "int", "default": 2},
+            "compression": {"type": "str", "choices": ["zstd", "zlib", "none"], "default": "zstd"},
+            "request_size": {"type": "int"},
+            "request_depth": {"type": "int"},
+            "target_is_zero": {"type": "bool", "default": False},
+            "verify": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 0},
+            "progress_dir": {"type": "path"},
+        },
+        groups=(_options.VCENTER, _options.VM),
+        required_if=[("direction", "backup", ["snapshot"])],
+    )
+
+
+if __name__ == "__main__":
+    main()
