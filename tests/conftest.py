@@ -70,7 +70,9 @@ def run_module() -> Callable[..., dict[str, Any]]:
     fail and its result is returned.
     """
 
-    def run(name: str, args: dict[str, Any], check: bool = False, diff: bool = False, fail: bool = False) -> dict[str, Any]:
+    def run(
+        name: str, args: dict[str, Any], check: bool = False, diff: bool = False, fail: bool = False
+    ) -> dict[str, Any]:
         module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
         given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
         output = io.StringIO()
@@ -97,7 +99,7 @@ class PlaybookRun:
 
 @pytest.fixture
 def playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
-    """Runs real ansible-playbook: ``playbook(path or list of plays, extra_vars={}, env={}, args=[], inventory=..., rc=0)``.
+    """Runs real ansible-playbook: ``playbook(path or list of plays, extra_vars={}, env={}, args=[], rc=0)``.
 
     ``rc`` is the status expected; None accepts any.
     """
@@ -116,8 +118,15 @@ def playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
             path.write_text(json.dumps(plays), encoding="utf-8")
             plays = path
         variables = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **(extra_vars or {})}
-        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", inventory, os.fspath(plays),
-                   "-e", json.dumps(variables), *(args or [])]
+        command = [
+            str(Path(sys.executable).parent / "ansible-playbook"),
+            "-i",
+            inventory,
+            os.fspath(plays),
+            "-e",
+            json.dumps(variables),
+            *(args or []),
+        ]
         settings = {
             **os.environ,
             "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build" / "collections"),
@@ -129,7 +138,7 @@ def playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
         }
         done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=timeout, check=False)
         if rc is not None and done.returncode != rc:
-            raise AssertionError(f"ansible-playbook ended with {done.returncode}, not {rc}\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(f"ansible-playbook: {done.returncode}, not {rc}\n{done.stdout}\n{done.stderr}")
         return PlaybookRun(done.returncode, done.stdout, done.stderr)
 
     return run

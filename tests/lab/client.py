@@ -78,8 +78,10 @@ class Lab:
         :param flags: further command line flags: ``hosts``, ``user``, ``password``, ``root``, ``port``, ``verbose`` ...
         """
         given = {"vms": vms, "datastores": datastores, "vddk": BUILD / "vddk", **flags}
-        command = [str(build()), *(f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-                                   for name, value in given.items())]
+        command = [
+            str(build()),
+            *(f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()),
+        ]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -116,13 +118,24 @@ class Lab:
 
     def module_args(self) -> dict[str, Any]:
         """Connection options of the collection's modules."""
-        return {"hostname": self.hostname, "port": self.port, "username": self.username,
-                "password": self.password, "ca_path": self.ca_file}
+        return {
+            "hostname": self.hostname,
+            "port": self.port,
+            "username": self.username,
+            "password": self.password,
+            "ca_path": self.ca_file,
+        }
 
     def env(self) -> dict[str, str]:
         """The same as ``VMWARE_*`` environment variables."""
-        return {"VMWARE_HOST": self.hostname, "VMWARE_PORT": str(self.port), "VMWARE_USER": self.username,
-                "VMWARE_PASSWORD": self.password, "VMWARE_CA_PATH": self.ca_file, "VMWARE_VALIDATE_CERTS": "true"}
+        return {
+            "VMWARE_HOST": self.hostname,
+            "VMWARE_PORT": str(self.port),
+            "VMWARE_USER": self.username,
+            "VMWARE_PASSWORD": self.password,
+            "VMWARE_CA_PATH": self.ca_file,
+            "VMWARE_VALIDATE_CERTS": "true",
+        }
 
     def call(self, verb: str, **params: Any) -> Any:
         """Send any verb of the control interface (tests/lab/README.md) and return its answer."""
@@ -136,7 +149,8 @@ class Lab:
         :param disks: per disk a size, or ``{"size", "mode", "thin", "sharing", "backing", "controller", "datastore"}``
         :param spec: ``folder``, ``power`` ("poweredOn" or "poweredOff"), ``tracking`` (set and active), ``firmware``,
             ``nics`` (network names), ``tools`` ("running" or "notRunning"), ``version`` ("vmx-21"), ``controller``
-            ("pvscsi", "lsilogic", "sata", "nvme", "ide"), ``bus_sharing``, ``extra_config``, ``guest_id``, ``datastore`` ...
+            ("pvscsi", "lsilogic", "sata", "nvme", "ide"), ``bus_sharing``, ``extra_config``, ``guest_id``,
+            ``datastore``, ``template``, ``annotation``, ``cpus``, ``memory_mb``
         """
         given = [disk if isinstance(disk, dict) else {"size": disk} for disk in ([1 << 30] if disks is None else disks)]
         return self.call("create_vm", name=name, disks=given, **spec)
@@ -179,7 +193,9 @@ class Lab:
         """Write as the guest would; change tracking sees it."""
         self.call("write", vm=moid, key=key, offset=offset, data=base64.b64encode(data).decode())
 
-    def read(self, moid: str, key: int, offset: int = 0, length: int | None = None, snapshot: str | None = None) -> bytes:
+    def read(
+        self, moid: str, key: int, offset: int = 0, length: int | None = None, snapshot: str | None = None
+    ) -> bytes:
         """Read from the running VM's disk or from a snapshot."""
         with open(self.file(moid, key, snapshot), "rb") as disk:
             disk.seek(offset)
@@ -229,8 +245,7 @@ class Lab:
         return self.call("snapshots", vm=moid)
 
     def tracking(self, **knobs: Any) -> dict[str, Any]:
-        """Change how tracking behaves and return all knobs: ``page``, ``granularity``, ``inflate``, ``untidy``, ``star``,
-        ``bad_change_id``, ``on_revert``, ``on_crash``, ``live_change_id``, ``quiesce_without_tools``. Kept until reset."""
+        """Turn knobs of change tracking and snapshots (README.md) and return them all; clear_faults puts them back."""
         return self.call("knobs", **knobs)
 
     def reset_tracking(self, moid: str, key: int, lose: bool = False) -> None:
@@ -239,8 +254,20 @@ class Lab:
 
     # bad days
 
-    def fault(self, method: str = "", task: str = "", fault: str = "", fields: dict[str, Any] | None = None, count: int = 1,
-              skip: int = 0, delay_ms: int = 0, message: str = "", object: str = "", drop: bool = False, status: int = 0) -> None:
+    def fault(
+        self,
+        method: str = "",
+        task: str = "",
+        fault: str = "",
+        fields: dict[str, Any] | None = None,
+        count: int = 1,
+        skip: int = 0,
+        delay_ms: int = 0,
+        message: str = "",
+        object: str = "",
+        drop: bool = False,
+        status: int = 0,
+    ) -> None:
         """Misbehave ``count`` times (0: for ever) in a call of ``method`` or in a ``task``, after ``skip`` good ones.
 
         Names are patterns: ``CreateSnapshot*_Task``, ``createSnapshot*``, ``VirtualMachine.reconfigVm``.
@@ -248,8 +275,19 @@ class Lab:
         :param fault: type name of the fault; none for a mere delay
         :param drop: reset the connection (calls only); ``status``: answer with this HTTP status
         """
-        rule = {"method": method, "task": task, "fault": fault, "fields": fields or {}, "count": count, "skip": skip,
-                "delay_ms": delay_ms, "message": message, "object": object, "drop": drop, "status": status}
+        rule = {
+            "method": method,
+            "task": task,
+            "fault": fault,
+            "fields": fields or {},
+            "count": count,
+            "skip": skip,
+            "delay_ms": delay_ms,
+            "message": message,
+            "object": object,
+            "drop": drop,
+            "status": status,
+        }
         self.call("fault", **rule)
 
     def clear_faults(self) -> None:
@@ -265,7 +303,7 @@ class Lab:
         return self.call("drop_connections")
 
     def crash_host(self, host: str) -> list[str]:
-        """A host dies (by moid, or that of one of its VMs): its VMs lose power; returns their moids. See ``on_crash``."""
+        """A host dies (named by its moid or that of one of its VMs): its VMs lose power; returns their moids."""
         return self.call("crash_host", host=host)
 
     # what clients did

@@ -34,6 +34,7 @@ type sim struct {
 	knobsMu     sync.Mutex
 	settings    knobs
 	tasks       atomic.Int64
+	busy        sync.Map // the task at work, by VM
 	snapshots   atomic.Int32
 }
 

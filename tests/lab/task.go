@@ -55,7 +55,8 @@ func (s *sim) perform(ctx *simulator.Context, t *simulator.Task, f work) {
 	})
 }
 
-// attempt applies the injected faults and does the work; a panic becomes a fault.
+// attempt applies the injected faults and does the work, if no other task works on the VM; a
+// panic becomes a fault.
 func (s *sim) attempt(ctx *simulator.Context, t *simulator.Task, f work) (result types.AnyType, fault types.BaseMethodFault, message string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -63,6 +64,12 @@ func (s *sim) attempt(ctx *simulator.Context, t *simulator.Task, f work) (result
 			result, fault, message = nil, &types.SystemErrorFault{Reason: fmt.Sprint(p)}, fmt.Sprintf("the lab failed: %v", p)
 		}
 	}()
+	if t.Info.Entity.Type == "VirtualMachine" {
+		if other, taken := s.busy.LoadOrStore(*t.Info.Entity, t.Self); taken {
+			return nil, &types.TaskInProgress{Task: other.(types.ManagedObjectReference)}, "Another task is already in progress."
+		}
+		defer s.busy.Delete(*t.Info.Entity)
+	}
 	progress := func(percent int32) { s.update(ctx, t, map[string]any{"info.progress": percent}) }
 	if x := s.rules.task(t.Info.DescriptionId, t.Info.Entity.Value); x != nil {
 		const steps = 10
