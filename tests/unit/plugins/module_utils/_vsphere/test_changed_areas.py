@@ -78,7 +78,8 @@ def test_overlaps_and_disorder_lose_nothing(raw):
     [
         (Page(0, 0, []), "covers 0 bytes"),
         (Page(0, -512, []), "covers -512 bytes"),
-        (Page(512, CAPACITY - 512, []), "from 512"),
+        (Page(512, CAPACITY, []), "from 512"),
+        (Page(-512, CAPACITY, []), "from -512"),
         (Page(0, CAPACITY + 512, []), f"covers {CAPACITY + 512} bytes"),
         (Page(0, CAPACITY, [(-512, 1024)]), "does not lie on a disk"),
         (Page(0, CAPACITY, [(0, -1)]), "does not lie on a disk"),
@@ -94,9 +95,9 @@ def test_a_lying_answer_is_a_full_copy(page, says):
 
 def test_a_later_page_that_starts_elsewhere_is_a_full_copy():
     def gap(key, offset, change_id):
-        return Page(offset, 4096, []) if offset == 0 else Page(offset + 4096, CAPACITY - offset - 4096, [])
+        return Page(offset, 4096, []) if offset == 0 else Page(offset + 4096, CAPACITY - offset, [])
 
-    assert "covers" in decide(gap).reason
+    assert f"covers {CAPACITY - 4096} bytes from 8192" in decide(gap).reason
 
 
 def test_endless_answers_end(monkeypatch):
