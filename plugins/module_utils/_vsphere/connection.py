@@ -53,6 +53,20 @@ READ_TIMEOUT = 300  # seconds; longer than any single call that we wait in
 IDLE_TIMEOUT = 30  # seconds; an older connection may have been closed by the server, so a new one is opened
 COOKIE = "vmware_soap_session"
 
+_NEXT_STEPS = {
+    "TaskInProgress": "Wait until the other task has ended, then run this one again.",
+    "TooManySnapshotLevels": "Remove snapshots that are no longer needed.",
+    "InsufficientStorageSpace": "Free some space on the datastore.",
+    "NoDiskSpace": "Free some space on the datastore.",
+    "FileLocked": "Find out which host or backup proxy holds the file, and let it go.",
+    "InvalidState": "Check that the object is connected and in a state that allows this.",
+    "InvalidPowerState": "Change the power state of the virtual machine.",
+    "HostNotConnected": "Connect the host to vCenter again.",
+    "HostCommunication": "Check the host and its connection to vCenter.",
+    "RestrictedVersion": "This needs a licence that the host does not have.",
+    "MethodNotFound": "This needs a newer release of the server.",
+}
+
 _DROPPED = (ConnectionError, HTTPException, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _UNREADABLE = (ExpatError, UnicodeDecodeError)
 
@@ -134,6 +148,7 @@ class Connection:
         self.content: Any = None
         self.stub: Any = None
         self._certificate = b""
+        self._latest = ""  # the call under way, for messages
 
     def __enter__(self) -> Connection:
         require()
@@ -245,7 +260,12 @@ class Connection:
             connectionPoolTimeout=IDLE_TIMEOUT,
         )
         stub.scheme = functools.partial(_Wire, on_certificate=self._keep_certificate)
+        stub.InvokeMethod = functools.partial(self._invoke, stub.InvokeMethod)
         return stub
+
+    def _invoke(self, invoke: Callable[..., Any], managed: Any, method: Any, *args: Any) -> Any:
+        self._latest = f"{method.wsdlName} of {managed._GetMoId()}"
+        return invoke(managed, method, *args)
 
     def _keep_certificate(self, certificate: bytes) -> None:
         self._certificate = certificate
@@ -267,7 +287,7 @@ class Connection:
         try:
             yield
         except vmodl.MethodFault as fault:
-            raise _from_fault(fault, self.endpoint) from fault
+            raise _from_fault(fault, self.endpoint, self._latest) from fault
         except (OSError, HTTPException, *_UNREADABLE) as error:
             raise broken_wire(error, self.endpoint) from error
 
@@ -308,20 +328,32 @@ def fault_text(fault: Any) -> str:
     return "; ".join(dict.fromkeys(words)) or fault_name(fault)
 
 
-def _from_fault(fault: Any, endpoint: Endpoint) -> BackupError:
+def next_step(fault: str) -> str:
+    """What a user can do about a fault, by the name of its type."""
+    return _NEXT_STEPS.get(fault, "Look at the tasks and events of the server for the cause.")
+
+
+def _from_fault(fault: Any, endpoint: Endpoint, call: str) -> BackupError:
     subject = getattr(fault, "obj", None) or getattr(fault, "object", None)
     moid = subject._GetMoId() if subject is not None else None
-    return refusal(endpoint, fault_name(fault), fault_text(fault), moid, getattr(fault, "privilegeId", None))
+    privilege = getattr(fault, "privilegeId", None)
+    return refusal(endpoint, fault_name(fault), fault_text(fault), moid, privilege, call)
 
 
 def refusal(
-    endpoint: Endpoint, name: str, text: str, moid: str | None = None, privilege: str | None = None
+    endpoint: Endpoint,
+    name: str,
+    text: str,
+    moid: str | None = None,
+    privilege: str | None = None,
+    call: str = "the call",
 ) -> BackupError:
     """The error for a fault, by whichever API it came.
 
     :param name: the fault's type name
     :param text: the server's own words
     :param moid: the managed object that the fault is about
+    :param call: the method and the object that it was called on
     """
     if name in ("InvalidLogin", "PasswordExpired"):
         return AuthenticationFailed(
@@ -343,7 +375,7 @@ def refusal(
             fault=name,
             privilege=privilege,
         )
-    return VsphereFault(f"{endpoint.address} refused the call: {text} ({name}).", fault=name)
+    return VsphereFault(f"{endpoint.address} refused {call}: {text} ({name}).", next_step(name), fault=name)
 
 
 def broken_wire(error: BaseException, endpoint: Endpoint) -> BackupError:

@@ -62,7 +62,6 @@ class Wish:
     quiesce_timeout: int | None = None
     vss: Mapping[str, Any] | None = None
 
-
     def as_planned(self) -> dict[str, Any]:
         """The record of the snapshot as far as it is known before it is made."""
         return {

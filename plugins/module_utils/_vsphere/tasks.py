@@ -25,13 +25,14 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
     Connection,
     fault_name,
     fault_text,
+    next_step,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 
 SLICE = 30  # seconds that one WaitForUpdatesEx may take: as late is it noticed that the session ended
 CANCEL_GRACE = 30  # seconds that a cancelled task has to end
 
-_PATHS = ["info.state", "info.result", "info.error", "info.descriptionId"]
+_PATHS = ["info.state", "info.result", "info.error", "info.descriptionId", "info.entityName"]
 
 
 def wait(
@@ -147,25 +148,24 @@ def _give_up(c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on
         if all(info.get("info.state") == vim.TaskInfo.State.success for info in late.values()):
             return
     task, info = next(iter(late.items()))
-    moid = task._GetMoId()
     state = "cancelled" if _ended(info) else str(info.get("info.state") or "unknown")
     outcome = "It was cancelled" if state == "cancelled" else f"It goes on in vSphere (state {state})"
     raise TimedOut(
-        f"The task {_title(info)} ({moid}) did not end within {timeout:g} seconds. {outcome}.",
+        f"The task {_title(task, info)} did not end within {timeout:g} seconds. {outcome}.",
         "Give a longer timeout.",
-        task=moid,
+        task=task._GetMoId(),
         task_state=state,
     )
 
 
-def _title(info: dict[str, Any]) -> str:
-    return info.get("info.descriptionId") or "of unknown kind"
+def _title(task: Any, info: dict[str, Any]) -> str:
+    kind, name = info.get("info.descriptionId") or "of unknown kind", info.get("info.entityName")
+    return f"{kind} of {name} ({task._GetMoId()})" if name else f"{kind} ({task._GetMoId()})"
 
 
 def _failure(task: Any, info: dict[str, Any]) -> TaskFailed:
     fault = info.get("info.error")
-    name = fault_name(fault) if fault is not None else "unknown"
-    text = fault_text(fault) if fault is not None else "no cause given"
+    name, text = (fault_name(fault), fault_text(fault)) if fault is not None else ("unknown", "no cause given")
     return TaskFailed(
-        f"The task {_title(info)} ({task._GetMoId()}) failed: {text} ({name}).", fault=name, task=task._GetMoId()
+        f"The task {_title(task, info)} failed: {text} ({name}).", next_step(name), fault=name, task=task._GetMoId()
     )

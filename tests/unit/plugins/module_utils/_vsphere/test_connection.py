@@ -73,7 +73,7 @@ def test_what_went_wrong_on_the_wire_is_told_with_a_next_step(error, words):
 
 def test_a_missing_privilege_is_named():
     fault = vim.fault.NoPermission(object=vim.Folder("group-v3"), privilegeId="VirtualMachine.State.CreateSnapshot")
-    told = connection._from_fault(fault, ENDPOINT)
+    told = connection._from_fault(fault, ENDPOINT, "CreateFolder of group-v3")
     assert told.message == (
         "backup@vsphere.local lacks the privilege VirtualMachine.State.CreateSnapshot on group-v3."
     )
