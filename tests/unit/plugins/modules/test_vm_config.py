@@ -226,6 +226,13 @@ def test_a_change_is_captured_and_a_stale_nvram_removed(config, original, name, 
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_the_nvram_is_the_file_that_the_vm_names(config, original, name, vcenter, lab):
+    other = nvram(lab, name).with_name("firmware.nvram")
+    other.write_bytes(b"the right one")
+    vcenter.reconfigure(original, extraConfig=[vim.option.OptionValue(key="nvram", value="firmware.nvram")])
+    assert config("captured", name=name)["config"]["nvram"]["size"] == len(b"the right one")
+
+
 def test_captured_costs_few_requests(config, original, name, lab):
     lab.requests(reset=True)
     config("captured", moid=original._GetMoId())
