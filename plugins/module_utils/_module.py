@@ -85,4 +85,5 @@ def run_module(
 
 
 def _terminate(signum: int, frame: Any) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # a second one does not cut the cleaning up short
     raise BackupError("The module was asked to stop (SIGTERM).", "Run it again; what it had begun was cleaned up.")

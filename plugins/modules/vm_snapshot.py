@@ -57,6 +57,7 @@ options:
   new_snapshot_name:
     description:
       - Name to give to the snapshot that exists. If only a snapshot of this name exists, nothing is changed.
+      - Cannot be used with O(stamp).
     type: str
   quiesce:
     description:
@@ -111,8 +112,8 @@ options:
     default: false
   stamp:
     description:
-      - With O(state=present), marks the snapshot as belonging to a job, by a line in its description. Only a snapshot of
-        the same job and run then counts as existing, whatever its name; without O(stamp.run) a new one is always created.
+      - With O(state=present), marks the snapshot as belonging to a job, by a line in its description. Only a snapshot
+        of the same job and run then counts as existing, whatever its name. Without O(stamp.run) one is always created.
       - With O(state=absent), removes the snapshots with a stamp of this job and no others.
     type: dict
     suboptions:
@@ -529,16 +530,12 @@ class _Task:
             _quiesce, warnings = snapshot_tasks.plan_quiesce(self.properties, wish)
         else:
             state, record, warnings = snapshot_tasks.create(self.c, self.vm, self.properties, wish, self.patience)
-        return self._result(
-            state, [*self.before.snapshots, wish], changed=True, snapshot=record, warnings=warnings
-        )
+        return self._result(state, [*self.before.snapshots, wish], changed=True, snapshot=record, warnings=warnings)
 
-    def _result(
-        self, state: State, planned: list[Any], warnings: Iterable[str] = (), **facts: Any
-    ) -> dict[str, Any]:
+    def _result(self, state: State, planned: list[Any], warnings: Iterable[str] = (), **facts: Any) -> dict[str, Any]:
         """The same keys in every case. ``planned`` is what there is or would be: things with name and description."""
         warnings = list(warnings)
-        if state.consolidation_needed and not warnings:
+        if state.consolidation_needed:
             warnings.append(f"The disks of {self.name} need consolidation.")
         before, after = (
             {"snapshots": [{"name": one.name, "description": one.description} for one in listed]}
@@ -603,6 +600,8 @@ def _existing(everything: list[Snapshot], params: dict[str, Any]) -> Snapshot | 
 
 
 def _wish(params: dict[str, Any]) -> Wish:
+    if not params["snapshot_name"]:
+        raise InvalidInput("A new snapshot needs a name.", "Give it as snapshot_name.")
     stamp = params["stamp"]
     if stamp:
         lifetime = stamp["expires_in"]
@@ -679,7 +678,7 @@ def main() -> None:
             "on_timeout": {"type": "str", "choices": ["leave", "cancel"], "default": "leave"},
         },
         groups=(VCENTER, VM),
-        mutually_exclusive=[("snapshot_name", "snapshot_id", "snapshot_moid")],
+        mutually_exclusive=[("snapshot_name", "snapshot_id", "snapshot_moid"), ("stamp", "new_snapshot_name")],
         required_if=[("state", "present", ("snapshot_name", "snapshot_id", "snapshot_moid"), True)],
     )
 

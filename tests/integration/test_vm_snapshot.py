@@ -24,7 +24,7 @@ class Machine:
     def __init__(self, lab, run_module, **spec):
         given = {"disks": [1 << 20], "power": "poweredOn", "tools": "running", "tracking": True, **spec}
         self.lab = lab
-        self.name = f"snap-{time.monotonic_ns()}"
+        self.name = f"quiescent-{time.monotonic_ns()}"  # a name is no fault's text
         self.record = lab.create_vm(self.name, **given)
         self.moid = self.record["moid"]
         self._run_module = run_module
@@ -378,6 +378,10 @@ def test_every_branch_is_searched(vm):
     assert vm.names() == ["a", "b", "c"]
 
 
+def test_a_name_is_needed(vm):
+    assert "needs a name" in vm.run(stamp={"job": "j"}, snapshot_id=1, fail=True)["msg"]
+
+
 def test_a_choice_is_needed(vm):
     assert "No snapshot was chosen" in vm.run(state="absent", fail=True)["msg"]
     assert "remove_all" in vm.run(state="absent", remove_all=True, snapshot_name="x", fail=True)["msg"]
@@ -409,7 +413,8 @@ def test_consolidation_that_fails_is_a_warning(vm):
     vm.lab.fault(task="consolidate*", fault="FileLocked", fields={"file": "[ds] x"})
     result = vm.run(snapshot_name="one", state="absent")
     assert result["consolidation_needed"]
-    assert "FileLocked" in str(result["warnings"])
+    assert "FileLocked" in str(result["warnings"][0])
+    assert "need consolidation" in str(result["warnings"][1])
     later = vm.run(snapshot_name="one", state="absent")
     assert "need consolidation" in str(later["warnings"])
 

@@ -76,6 +76,19 @@ def test_the_session_is_closed_although_the_connection_dropped(lab, endpoint):
     assert lab.sessions() == []
 
 
+def test_a_login_whose_reply_is_lost_leaves_no_session(lab, endpoint, monkeypatch):
+    real = Connection._login
+
+    def login(self):
+        real(self)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(Connection, "_login", login)
+    with pytest.raises(ConnectionFailed), Connection(endpoint):
+        pass
+    assert lab.sessions() == []
+
+
 def test_closing_hides_no_error(lab, endpoint):
     lab.fault(method="Logout", drop=True, count=0)
     with pytest.raises(ZeroDivisionError), Connection(endpoint):
@@ -316,7 +329,7 @@ def path_of(c, record):
         (lambda record, path: {"name": "find-web", "folder": path.rsplit("/", 1)[0] + "/"}, 2),
         (lambda record, path: {"name": "find-web", "folder": FOLDER}, 3),
         (lambda record, path: {"name": "find-web", "folder": FOLDER, "datacenter": path.split("/")[1]}, 3),
-        (lambda record, path: {"name": "find-web", "datacenter": path.split("/")[1]}, 4),
+        (lambda record, path: {"name": "find-web", "datacenter": path.split("/")[1]}, 3),
     ],
 )
 def test_one_vm_is_found_in_few_requests(lab, c, places, selection, requests):
@@ -430,6 +443,23 @@ def test_a_task_that_takes_too_long_is_left(lab, c, vm):
     assert time.monotonic() - begun < 2
     assert caught.value.details == {"task": task._GetMoId(), "task_state": "running"}
     assert tasks.wait(c, task, timeout=10)
+
+
+def test_a_task_that_takes_too_long_is_cancelled(lab, c, vm):
+    lab.fault(task="*createSnapshot*", delay_ms=2500)
+    task = snapshot(c, vm)
+    with pytest.raises(TimedOut, match="was cancelled") as caught:
+        tasks.wait(c, task, timeout=0.5, on_timeout="cancel")
+    assert caught.value.details == {"task": task._GetMoId(), "task_state": "cancelled"}
+
+
+def test_a_late_task_that_cannot_be_cancelled_may_still_end(lab, c, vm):
+    lab.fault(method="CancelTask", fault="NotSupported", count=0)
+    lab.fault(task="*createSnapshot*", delay_ms=1500)
+    assert tasks.wait(c, snapshot(c, vm), timeout=0.5, on_timeout="cancel")
+    lab.fault(task="*createSnapshot*", delay_ms=1500, fault="FileLocked", fields={"file": "x"})
+    with pytest.raises(TaskFailed, match="FileLocked"):
+        tasks.wait(c, snapshot(c, vm), timeout=0.5, on_timeout="cancel")
 
 
 def test_a_session_that_expires_in_mid_wait(lab, c, vm, monkeypatch):

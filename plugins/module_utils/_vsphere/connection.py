@@ -86,7 +86,9 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        return f"{self.hostname}:{self.port}"
+        """Host and port as in a URL."""
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return f"{host}:{self.port}"
 
     def ssl_context(self) -> ssl.SSLContext:
         """TLS settings for a connection to this endpoint; raises InvalidInput for an unusable ``ca_path``."""
@@ -160,7 +162,7 @@ class Connection:
             try:
                 self._login()
             except BaseException:
-                self.stub.DropConnections()
+                self.__exit__()  # the server may have logged in although the answer was not read
                 raise
         return self
 
@@ -271,7 +273,6 @@ class Connection:
         self._certificate = certificate
 
     def _login(self) -> None:
-        self.stub.SetSessionId(None)
         self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
 
     def _in_session(self, request: Callable[[], Any]) -> Any:
@@ -279,6 +280,7 @@ class Connection:
             return request()
         except vim.fault.NotAuthenticated:
             # The server did nothing, so any call may be repeated.
+            self.stub.SetSessionId(None)
             self._login()
             return request()
 

@@ -147,17 +147,21 @@ def _in_folder(c: Connection, name: str, folder: str, datacenter: str | None) ->
     return []
 
 
-def _datacenters(c: Connection, wanted: str | None) -> list[str]:
-    """Inventory paths of the datacenters, without a leading slash: all of them or those that ``wanted`` names."""
+def _datacenters(c: Connection, wanted: str | None) -> dict[str, Any]:
+    """The datacenters by inventory path (without a leading slash): all of them or those that ``wanted`` names."""
     root = vmodl.query.PropertyCollector.ObjectSpec(
         obj=c.content.rootFolder, selectSet=[traverse("folders", vim.Folder, "childEntity", "folders")]
     )
     read = c.collect([root], {vim.Folder: ["name", "parent"], vim.Datacenter: ["name", "parent"]})
-    found = [_path(entity, read).strip("/") for entity in read if isinstance(entity, vim.Datacenter)]
+    found = {_path(entity, read).strip("/"): entity for entity in read if isinstance(entity, vim.Datacenter)}
     if wanted is None:
         return found
     wanted = wanted.strip("/")
-    matching = [path for path in found if path == wanted or same_name(path.rsplit("/", 1)[-1], wanted)]
+    matching = {
+        path: entity
+        for path, entity in found.items()
+        if path == wanted or same_name(path.rsplit("/", 1)[-1], wanted)
+    }
     if not matching:
         raise NotFound(
             f"There is no datacenter {wanted} on {c.endpoint.address}.",
@@ -167,10 +171,7 @@ def _datacenters(c: Connection, wanted: str | None) -> list[str]:
 
 
 def _anywhere(c: Connection, name: str, datacenter: str | None) -> list[Any]:
-    start = [c.content.rootFolder]
-    if datacenter:
-        lookups = [c.content.searchIndex.FindByInventoryPath(path) for path in _datacenters(c, datacenter)]
-        start = [found for found in lookups if found is not None]
+    start = _datacenters(c, datacenter).values() if datacenter else [c.content.rootFolder]
     downwards = [
         traverse("folder", vim.Folder, "childEntity", "folder", "datacenter", "vapp", "vapps"),
         traverse("datacenter", vim.Datacenter, "vmFolder", "folder"),

@@ -24,7 +24,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, snapshots, stamps, tasks
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_text
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 
 STATE_PROPERTIES = ("snapshot", "runtime.consolidationNeeded")
@@ -99,7 +99,7 @@ def create(
     except VsphereFault as error:
         if not (quiesce and _is_quiesce_fault(error)):
             raise
-        warnings = _without_quiescing(wish, f"vSphere says: {error.message}")
+        warnings = _without_quiescing(wish, f"vSphere says: {fault_text(error.__cause__)}")
         quiesce = False
         made = _take(c, vm, wish, quiesce, known, patience)
     state, devices = look(c, vm, [made])
@@ -191,10 +191,11 @@ def check_space(c: Connection, vm: Any, floor: int) -> None:
         selectSet=[vmodl.query.PropertyCollector.TraversalSpec(type=vim.VirtualMachine, path="datastore")],
     )
     read = c.collect([spec], {vim.Datastore: ["name", "summary.freeSpace"]})
-    short = sorted((props["name"], props["summary.freeSpace"]) for props in read.values()
-                   if props["summary.freeSpace"] < floor)
+    # A datastore that cannot be reached tells no free space.
+    space = {props.get("name", "a datastore"): props.get("summary.freeSpace", 0) for props in read.values()}
+    short = sorted(name for name, free in space.items() if free < floor)
     if short:
-        listed = ", ".join(f"{name} has {free} bytes" for name, free in short)
+        listed = ", ".join(f"{name} has {space[name]} bytes" for name in short)
         raise NotSupported(
             f"Too little free space for a snapshot: {listed}, and {floor} are asked for.",
             "Free some space, or lower min_free_space.",
@@ -221,19 +222,17 @@ def remove(
 
 
 def settle(c: Connection, vm: Any, patience: Patience) -> tuple[State, list[str]]:
-    """Consolidate the VM's disks once if they need it; what remains to be done is a warning, not an error."""
+    """Consolidate the VM's disks once if they need it; a failure is a warning, for what was asked has been done."""
     state, _unused = look(c, vm)
     if not state.consolidation_needed:
         return state, []
+    warnings = []
     try:
         patience.wait(c, c.call(vm.ConsolidateVMDisks_Task))
-        cause = ""
     except VsphereFault as error:
-        cause = f" {error.message}"
+        warnings.append(error.message)
     state, _unused = look(c, vm)
-    if not state.consolidation_needed:
-        return state, []
-    return state, [f"The disks of {vm._GetMoId()} need consolidation, which did not succeed.{cause}"]
+    return state, warnings
 
 
 def _take(c: Connection, vm: Any, wish: Wish, quiesce: bool, known: set[Any], patience: Patience) -> Any:
@@ -271,7 +270,7 @@ def _task_since(c: Connection, vm: Any, known: set[Any]) -> Any:
 
 def _is_quiesce_fault(error: VsphereFault) -> bool:
     # Some releases report a quiescing error as a general fault and name it only in the text.
-    return error.details.get("fault") in _QUIESCE_FAULTS or "quiesc" in error.message.lower()
+    return error.details.get("fault") in _QUIESCE_FAULTS or "quiesc" in fault_text(error.__cause__).lower()
 
 
 def _without_quiescing(wish: Wish, cause: str) -> list[str]:

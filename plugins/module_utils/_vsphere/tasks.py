@@ -137,18 +137,23 @@ def _ended(info: dict[str, Any]) -> bool:
     return info.get("info.state") in (vim.TaskInfo.State.success, vim.TaskInfo.State.error)
 
 
+def _cancelled(info: dict[str, Any]) -> bool:
+    return _ended(info) and isinstance(info.get("info.error"), vmodl.fault.RequestCanceled)
+
+
 def _give_up(c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on_timeout: str) -> None:
-    """Cancel the tasks if wished, and raise TimedOut unless all of them ended well meanwhile."""
+    """Cancel the tasks if wished, and raise TimedOut unless all of them ended by themselves meanwhile."""
     late = {task: info for task, info in infos.items() if not _ended(info)}
     if on_timeout == "cancel":
         for task in late:
             with contextlib.suppress(VsphereFault):  # not cancelable, or ended just now: the state tells
                 c.call(task.CancelTask)
         _follow(c, late, CANCEL_GRACE, None)
-        if all(info.get("info.state") == vim.TaskInfo.State.success for info in late.values()):
+        late = {task: info for task, info in late.items() if not _ended(info) or _cancelled(info)}
+        if not late:
             return
     task, info = next(iter(late.items()))
-    state = "cancelled" if _ended(info) else str(info.get("info.state") or "unknown")
+    state = "cancelled" if _cancelled(info) else str(info.get("info.state") or "unknown")
     outcome = "It was cancelled" if state == "cancelled" else f"It goes on in vSphere (state {state})"
     raise TimedOut(
         f"The task {_title(task, info)} did not end within {timeout:g} seconds. {outcome}.",

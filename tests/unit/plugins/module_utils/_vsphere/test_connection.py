@@ -23,6 +23,11 @@ def test_the_password_is_in_no_representation():
     assert "s3cret" not in repr(vars(Connection(ENDPOINT)))
 
 
+def test_an_address_is_good_for_a_url():
+    assert ENDPOINT.address == "vc.example.com:443"
+    assert Endpoint("2001:db8::7", "u", "p", 8443).address == "[2001:db8::7]:8443"
+
+
 @pytest.mark.parametrize(
     ("server", "chosen"),
     [
