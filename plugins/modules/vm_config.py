@@ -313,6 +313,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     vm_create,
     vm_placement,
     vm_retarget,
+    vm_unfinished,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 
@@ -369,10 +370,10 @@ def present(module, c):
 def finished(module, c):
     """``state=finished``: take the mark off and apply what the virtual machine was and shall be."""
     params = module.params
-    vm, props = inventory.find_vm(c, **vm_selection(params), properties=vm_create.STATE)
-    steps = vm_create.pending(props, params["power_state"])
+    vm, props = inventory.find_vm(c, **vm_selection(params), properties=vm_unfinished.STATE)
+    steps = vm_unfinished.pending(props, params["power_state"])
     if steps and not module.check_mode:
-        vm_create.finish(c, vm, steps, params["timeout"])
+        vm_unfinished.finish(c, vm, steps, params["timeout"])
     return {
         "changed": bool(steps),
         "vm": inventory.vm_dict(vm, props),
@@ -384,12 +385,12 @@ def absent(module, c):
     """``state=absent``: delete the virtual machine of an unfinished restore."""
     params = module.params
     try:
-        vm, props = inventory.find_vm(c, **vm_selection(params), properties=vm_create.STATE)
+        vm, props = inventory.find_vm(c, **vm_selection(params), properties=vm_unfinished.STATE)
     except NotFound:
         return {"changed": False, "vm": {"name": params["name"], "moid": params["moid"], "instance_uuid": None}}
-    vm_create.check_removable(props, params["restore_id"])
+    vm_unfinished.check_removable(props, params["restore_id"])
     if not module.check_mode:
-        vm_create.remove(c, vm, props, params["restore_id"])
+        vm_unfinished.remove(c, vm)
     record = inventory.vm_dict(vm, props)
     return {"changed": True, "vm": record, "diff": {"before": record, "after": {}}}
 

@@ -2,71 +2,40 @@
 # BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Private to holdfast.backup: make a VM again, and bring that restore to its end or undo it.
+"""Private to holdfast.backup: make a VM again from the document of its configuration.
 
-A VM that a restore made carries a mark, a setting of its own, until the restore is finished. The
-mark is what makes a repeated run find its VM, and the only licence to delete one. It goes through
-two stages: ``created`` (the VM exists) and ``prepared`` (NVRAM, boot order and custom attributes
-are there too). What a killed run left in the first stage, the next one deletes and makes anew.
+The new VM is marked as an unfinished restore (``vm_unfinished``) from its first moment on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, replace
 from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
-    InvalidInput,
     NotSupported,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     datastore_files,
     device_specs,
-    extra_config,
     inventory,
     tasks,
     vm_config,
     vm_devices,
     vm_placement,
     vm_retarget,
+    vm_unfinished,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fields import write_fields
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_unfinished import CREATED, PREPARED, Mark
 
-STATE = ("config.extraConfig", "config.template", "runtime.powerState")
-_MADE = ("config.files.vmPathName", "config.hardware.device", "config.extraConfig")
-_TASK_TIMEOUT = 600  # seconds for what is not the making of disks
-
-CREATED = "created"
-PREPARED = "prepared"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Whose unfinished restore a VM is."""
-
-    restore_id: str
-    stage: str
-    template: bool = False
-
-    def text(self) -> str:
-        """As it stands in the VM's settings."""
-        return json.dumps({"id": self.restore_id, "stage": self.stage, "template": self.template})
-
-    @staticmethod
-    def of(options: Any) -> Mark | None:
-        """The mark among a VM's settings (``config.extraConfig``), or None."""
-        value = extra_config.value(options or (), extra_config.MARK)
-        try:
-            found = json.loads(value)
-            return Mark(str(found["id"]), str(found["stage"]), bool(found["template"]))
-        except (ValueError, KeyError, TypeError):
-            return None
+_MADE = ("config.instanceUuid", "config.files.vmPathName", "config.hardware.device")
+_TASK_TIMEOUT = 600  # seconds to reconfigure
 
 
 @dataclass(frozen=True)
@@ -100,7 +69,7 @@ def plan(
     site = vm_placement.find(c, wishes, document["placement"])
     target, warnings = vm_retarget.retarget(document, changes, site)
     target["placement"].update(folder=wishes.folder, datacenter=site.datacenter, resource_pool=site.pool_path)
-    warnings += vm_config.warnings(document) + _original(c, document, changes)
+    warnings += vm_config.warnings(document) + _original(c, document, changes, there)
     return Plan(target, warnings, site, leftover=there)
 
 
@@ -113,9 +82,9 @@ def create(c: Connection, made: Plan, nvram: bytes | None, restore_id: str, time
     :returns: the VM, and warnings
     """
     if made.leftover is not None:
-        _destroy(c, made.leftover)
+        vm_unfinished.remove(c, made.leftover)
     mark = Mark(restore_id, CREATED, made.target["vm"].get("template", False))
-    spec = vm_config.config_spec(made.target, {extra_config.MARK: mark.text()})
+    spec = vm_config.config_spec(made.target, mark.setting())
     task = c.call(made.site.folder.CreateVM_Task, config=spec, pool=made.site.pool, host=made.site.host)
     vm = tasks.wait(c, task, timeout=timeout, on_timeout="cancel")
     try:
@@ -123,7 +92,7 @@ def create(c: Connection, made: Plan, nvram: bytes | None, restore_id: str, time
     except BaseException:
         # The cause is what matters; a VM that cannot be deleted now still has its mark.
         with contextlib.suppress(BackupError):
-            _destroy(c, vm)
+            vm_unfinished.remove(c, vm)
         raise
 
 
@@ -148,70 +117,10 @@ def disk_map(c: Connection, vm: Any, document: Mapping[str, Any]) -> list[dict[s
     return sorted(found, key=lambda disk: disk["source_key"])
 
 
-def remove(c: Connection, vm: Any, props: Mapping[str, Any], restore_id: str | None) -> None:
-    """Delete the VM of an unfinished restore with its disks; ``check_removable`` says whether it may be."""
-    check_removable(props, restore_id)
-    _destroy(c, vm)
-
-
-def check_removable(props: Mapping[str, Any], restore_id: str | None) -> None:
-    """Refuse everything but a switched-off VM with the mark (of ``restore_id``, if given).
-
-    :param props: the VM's name and STATE
-    :raises NotSupported: it must not be deleted
-    """
-    mark, name = Mark.of(props.get("config.extraConfig")), inventory.unescape(props["name"])
-    if mark is None:
-        raise NotSupported(
-            f"The VM {name} is not an unfinished restore, so it is not deleted.", "Delete it by hand if you must."
-        )
-    if restore_id not in (None, mark.restore_id):
-        raise NotSupported(
-            f"The VM {name} is the unfinished restore {mark.restore_id}, not {restore_id}.",
-            "Check name and restore_id.",
-        )
-    if props.get("runtime.powerState") != "poweredOff":
-        raise NotSupported(
-            f"The VM {name} is an unfinished restore, but it is switched on.",
-            "Switch it off if it is not in use, or keep it by state=finished.",
-        )
-
-
-def pending(props: Mapping[str, Any], power_state: str | None) -> list[str]:
-    """What ``finish`` has to do: some of ``unmark``, ``template`` and ``power_on``."""
-    mark = Mark.of(props.get("config.extraConfig"))
-    template = bool(props.get("config.template"))
-    if mark is not None and mark.stage != PREPARED:
-        raise NotSupported(
-            f"The VM {inventory.unescape(props['name'])} is not completely made yet.", "Run state=present again first."
-        )
-    steps = [] if mark is None else ["unmark"]
-    wants_power = power_state == "poweredOn" and props.get("runtime.powerState") != "poweredOn"
-    if wants_power and (template or (mark is not None and mark.template)):
-        raise InvalidInput("A template cannot be switched on.", "Leave power_state out.")
-    if mark is not None and mark.template and not template:
-        steps.append("template")
-    return [*steps, "power_on"] if wants_power else steps
-
-
-def finish(c: Connection, vm: Any, steps: list[str], timeout: float) -> None:
-    """Take the mark off, and make the VM a template or switch it on where ``steps`` say so.
-
-    Change tracking stays off: what was written below it would be missing from its answers. A backup
-    switches it on and begins a new chain.
-    """
-    if "unmark" in steps:
-        _reconfigure(c, vm, vim.vm.ConfigSpec(extraConfig=vm_config.options({extra_config.MARK: ""})))
-    if "template" in steps:
-        c.call(vm.MarkAsTemplate)
-    if "power_on" in steps:
-        tasks.wait(c, c.call(vm.PowerOnVM_Task), timeout=timeout)
-
-
 def _own_mark(c: Connection, there: Any, path: str, restore_id: str) -> Mark:
-    """The mark of the VM that is there already, if it is of this restore."""
-    props = c.retrieve([there], {vim.VirtualMachine: ["config.extraConfig"]}).get(there, {})
-    mark = Mark.of(props.get("config.extraConfig"))
+    """The mark of the VM that is there already, if it is of this restore and its disks may be written."""
+    props = c.retrieve([there], {vim.VirtualMachine: vm_unfinished.STATE}).get(there, {})
+    mark = Mark.of(props)
     if mark is None:
         raise NotSupported(f"{path} exists already.", "Give another name or folder; nothing is overwritten.")
     if mark.restore_id != restore_id:
@@ -219,12 +128,15 @@ def _own_mark(c: Connection, there: Any, path: str, restore_id: str) -> Mark:
             f"{path} exists: it is the unfinished restore {mark.restore_id}.",
             "Remove it by state=absent, or give another name or folder.",
         )
+    if props.get("runtime.powerState") != "poweredOff":
+        raise NotSupported(f"{path} is an unfinished restore, but it is switched on.", "Switch it off.")
     return mark
 
 
-def _original(c: Connection, document: Mapping[str, Any], changes: vm_retarget.Changes) -> list[str]:
+def _original(c: Connection, document: Mapping[str, Any], changes: vm_retarget.Changes, leftover: Any) -> list[str]:
     uuid = document["vm"]["instance_uuid"]
     found = c.read(c.content.searchIndex.FindAllByUuid, None, uuid, True, True) if uuid else []
+    found = [vm for vm in found if vm != leftover]
     if not found:
         return []
     moid = found[0]._GetMoId()
@@ -245,7 +157,7 @@ def _original(c: Connection, document: Mapping[str, Any], changes: vm_retarget.C
 def _prepare(c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes | None, mark: Mark) -> list[str]:
     props = c.retrieve([vm], {vim.VirtualMachine: _MADE})[vm]
     spec = vim.vm.ConfigSpec()
-    settings = {extra_config.MARK: mark.text()}
+    settings = replace(mark, instance_uuid=props.get("config.instanceUuid")).setting()
     if nvram is not None and not document.get("encryption"):
         settings["nvram"] = _upload_nvram(c, props["config.files.vmPathName"], document, nvram)
     devices = props["config.hardware.device"]
@@ -257,7 +169,7 @@ def _prepare(c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes |
         spec.bootOptions.bootOrder = order
     warnings = _overruled_macs(document, devices) + _set_custom_attributes(c, vm, document)
     spec.extraConfig = vm_config.options(settings)
-    _reconfigure(c, vm, spec)  # last: the mark says that all of it is done
+    tasks.wait(c, c.call(vm.ReconfigVM_Task, spec), timeout=_TASK_TIMEOUT)  # last: the mark says that all is done
     return warnings
 
 
@@ -294,11 +206,3 @@ def _set_custom_attributes(c: Connection, vm: Any, document: Mapping[str, Any]) 
         except VsphereFault as error:
             warnings.append(f"The custom attribute {name} was not set: {error.message}")
     return warnings
-
-
-def _reconfigure(c: Connection, vm: Any, spec: Any) -> None:
-    tasks.wait(c, c.call(vm.ReconfigVM_Task, spec), timeout=_TASK_TIMEOUT)
-
-
-def _destroy(c: Connection, vm: Any) -> None:
-    tasks.wait(c, c.call(vm.Destroy_Task), timeout=_TASK_TIMEOUT)

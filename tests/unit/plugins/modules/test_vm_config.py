@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import datastore_files, tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_create import CREATED, Mark
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_unfinished import CREATED, Mark
 
 MIB = 1 << 20
 NVRAM = bytes(range(256)) * 300
@@ -67,6 +67,13 @@ class Vcenter:
 
     def reconfigure(self, vm, **values):
         self.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(**values)))
+
+    def mark(self, vm, mark):
+        options = [vim.option.OptionValue(key=key, value=value) for key, value in mark.setting().items()]
+        self.reconfigure(vm, extraConfig=options)
+
+    def marked(self, vm):
+        return Mark.of({"config.extraConfig": vm.config.extraConfig, "config.instanceUuid": vm.config.instanceUuid})
 
     def setting(self, vm, key):
         return next((option.value for option in vm.config.extraConfig if option.key == key), None)
@@ -269,7 +276,7 @@ def test_what_was_destroyed_is_made_again(config, original, name, vcenter, lab, 
     vm = vcenter.find(name)
     assert made["changed"]
     assert (made["vm"]["moid"], vm.runtime.powerState) == (vm._GetMoId(), "poweredOff")
-    assert Mark.of(vm.config.extraConfig).restore_id == "point 1"
+    assert vcenter.marked(vm).restore_id == "point 1"
     assert not vm.config.changeTrackingEnabled
     after = config("captured", name=name)["config"]
     assert comparable(after) == comparable(before)
@@ -369,11 +376,18 @@ def test_what_a_killed_run_left_half_made_is_made_anew(config, original, name, v
     config("captured", name=name)
     config("present", name=f"{name}-copy")
     half = vcenter.find(f"{name}-copy")
-    mark = Mark("point 1", CREATED).text()
-    vcenter.reconfigure(half, extraConfig=[vim.option.OptionValue(key=MARK, value=mark)])
+    vcenter.mark(half, Mark("point 1", CREATED))
     again = config("present", name=f"{name}-copy")
     assert again["changed"]
     assert again["vm"]["moid"] != half._GetMoId()
+
+
+def test_a_half_made_replacement_does_not_stand_in_its_own_way(config, original, name, vcenter):
+    config("captured", name=name)
+    vcenter.wait(original.Destroy_Task())
+    config("present", name=name, identity="keep")
+    vcenter.mark(vcenter.find(name), Mark("point 1", CREATED))
+    assert config("present", name=name, identity="keep")["changed"]
 
 
 def test_a_running_tracked_vm(config, lab, name, vcenter):
@@ -442,7 +456,7 @@ def test_a_creation_that_takes_too_long_can_be_repeated(config, vcenter, name, l
     assert "1 seconds" in config("present", name=f"{name}-copy", timeout=1, fail=True)["msg"]
     lab.clear_faults()
     config("present", name=f"{name}-copy")
-    assert Mark.of(vcenter.find(f"{name}-copy").config.extraConfig).stage == "prepared"
+    assert vcenter.marked(vcenter.find(f"{name}-copy")).stage == "prepared"
 
 
 # refuse
@@ -548,8 +562,7 @@ def test_a_template_becomes_one_again(config, original, name, vcenter):
 
 
 def test_a_half_made_vm_cannot_be_finished(config, original, name, vcenter):
-    mark = vim.option.OptionValue(key=MARK, value=Mark("point 1", CREATED).text())
-    vcenter.reconfigure(original, extraConfig=[mark])
+    vcenter.mark(original, Mark("point 1", CREATED))
     assert "state=present" in config("finished", name=name, fail=True)["msg"]
 
 
@@ -562,8 +575,18 @@ def test_absent_deletes_only_what_is_ours_and_off(config, original, name, vcente
         assert "point 2" in config("absent", name=f"{name}-copy", restore_id="point 2", fail=True)["msg"]
         assert config("absent", name=f"{name}-copy", check=True)["changed"]
     vcenter.wait(vm.PowerOnVM_Task())
+    assert "switched on" in config("present", name=f"{name}-copy", fail=True)["msg"]
     assert "switched on" in config("absent", name=f"{name}-copy", fail=True)["msg"]
     vcenter.wait(vm.PowerOffVM_Task())
     assert config("absent", name=f"{name}-copy", restore_id="point 1")["changed"]
     assert vcenter.find(f"{name}-copy") is None
     assert not config("absent", name=f"{name}-copy")["changed"]
+
+
+def test_a_clone_of_an_unfinished_restore_is_not_ours(config, original, name, vcenter):
+    config("captured", name=name)
+    config("present", name=f"{name}-copy")
+    vcenter.mark(original, vcenter.marked(vcenter.find(f"{name}-copy")))
+    assert vcenter.setting(original, MARK)
+    with unchanged(vcenter):
+        assert "is not an unfinished restore" in config("absent", name=name, fail=True)["msg"]
