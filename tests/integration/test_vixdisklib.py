@@ -170,7 +170,7 @@ def test_errors_that_stay_are_not_repeated(kit):
 
 @pytest.mark.parametrize(("operation", "code"), [("open", 15), ("connect", 18000), ("open", 14014)])
 def test_opening_is_repeated(kit, operation, code):
-    kit.behave(f"fault={operation} 0 1 {code} 2")
+    kit.behave(f"fault={operation} 0 2 {code} 2")
     server = serve(kit)
     assert server.copy().stderr == ""
     assert is_copied(kit)
@@ -178,7 +178,7 @@ def test_opening_is_repeated(kit, operation, code):
 
 
 def test_a_disk_that_cannot_be_opened_says_why_once(kit):
-    kit.behave("fault=open 0 1 1 100")
+    kit.behave("fault=open 0 1000 1 100")
     server = serve(kit)
     assert server.copy().returncode != 0
     assert len(server.events("error")) == 1
@@ -186,11 +186,28 @@ def test_a_disk_that_cannot_be_opened_says_why_once(kit):
 
 
 def test_opening_is_given_up_once_for_all(kit):
-    kit.behave("fault=open 0 1 15 100")
+    kit.behave("fault=open 0 1000 15 100")
     server = serve(kit, retries=2)
     assert server.copy().returncode != 0
     assert len(server.events("warning")) == 2
     assert len(server.events("error")) == 1
+
+
+def test_many_failures_of_one_handle_are_one_loss(large):
+    large.behave("fault=read 0 999999 14011 8", latency_us=50000, in_flight=16)
+    server = serve(large, extents=False)
+    assert server.copy("--request-size=1048576").stderr == ""
+    assert is_copied(large)
+    assert [each["generation"] for each in server.events("opened")] == [1, 2]
+    assert len(server.events("warning")) == 1
+
+
+def test_a_lost_disk_is_not_asked_for_by_every_request(large):
+    large.behave("fault=read 0 999999 14011 8", "fault=open 1 1000 15 1000", latency_us=50000, in_flight=16)
+    server = serve(large, extents=False, retries=2)
+    assert server.copy("--request-size=1048576").returncode != 0
+    assert [each["stage"] for each in server.events("warning")] == ["read", "open", "open"]
+    assert [each["stage"] for each in server.events("error")] == ["open"]
 
 
 def test_less_is_in_flight_when_the_host_runs_out_of_memory(large):

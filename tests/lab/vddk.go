@@ -29,7 +29,8 @@ const (
 )
 
 // vddkFault fails requests that touch a range: Op is connect, open, read, write, flush, blocks,
-// prepare, end or cleanup. Code -1 ends the process, as a panic of the library does.
+// prepare, end or cleanup. Code -1 ends the process, as a panic of the library does. Opens have no
+// bytes: there a process's attempts are counted, from 0.
 type vddkFault struct {
 	Op     string `json:"op"`
 	Start  int64  `json:"start"`  // bytes
@@ -220,11 +221,15 @@ func set[T any](to *T, from *T) {
 func (v *vddk) init(lines) lines {
 	var faults []string
 	for _, f := range v.knobs.Faults {
-		length := uint64(f.Length) / 512
+		unit := int64(512)
+		if f.Op == "open" {
+			unit = 1
+		}
+		length := f.Length / unit
 		if length == 0 {
 			length = 1 << 62
 		}
-		faults = append(faults, fmt.Sprintf("%s %d %d %d %d", f.Op, f.Start/512, length, f.Code, f.Count))
+		faults = append(faults, fmt.Sprintf("%s %d %d %d %d", f.Op, f.Start/unit, length, f.Code, f.Count))
 	}
 	answer := lines{"check_thread": map[bool]string{true: "1", false: "0"}[v.knobs.CheckThread]}
 	if faults != nil {

@@ -233,7 +233,8 @@ static VixError make_handle(Connection *connection, bool read_only, const Lines 
 static VixError open_disk(Connection *connection, const char *path, bool read_only, Handle **result)
 {
     Lines question = {.length = 0}, answer;
-    VixError error = fault("open", 0, 1);
+    static atomic_uint_least64_t attempts;
+    VixError error = fault("open", attempts++, 1);
     if (error != OK)
         return error;
     describe(&question, &connection->params);
