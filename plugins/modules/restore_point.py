@@ -247,6 +247,7 @@ swept:
   sample: [20261118T021500Z.partial]
 """
 
+import os
 from datetime import datetime, timezone
 from typing import Any
 
@@ -315,11 +316,8 @@ def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any
     vm, point_id = Vm.from_result(params["vm"]), PointId.parse(params["id"])
     if vm.instance_uuid != point_id.instance_uuid:
         raise InvalidInput(f"{point_id} is no restore point of the VM {vm.name}.", "Give the VM that was started.")
-    if params["snapshot_time"] is not None:
-        manifest.parse_time(params["snapshot_time"])
-    content = Content(
-        vm, params["disks"], params["consistency"], params["snapshot_time"], params["unprotected"], params["warnings"]
-    )
+    taken = None if params["snapshot_time"] is None else manifest.exact_time(params["snapshot_time"])
+    content = Content(vm, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
     changed, point = completing.complete(params["repository"], point_id, params["run"], content, images.check, now, dry)
     return _answer("completed", changed, vm, point_id, _path(params, point_id), params["run"], point)
 
@@ -346,7 +344,7 @@ _BEFORE = {"started": "absent", "completed": "started", "aborted": "started", "a
 
 
 def _path(params: dict[str, Any], point_id: PointId) -> str:
-    return f"{params['repository'].rstrip('/')}/{point_id}"
+    return os.path.join(os.path.realpath(params["repository"]), str(point_id))
 
 
 def _answer(

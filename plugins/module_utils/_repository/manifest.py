@@ -247,6 +247,14 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def exact_time(text: str) -> str:
+    """A moment given as ISO 8601 in the form that a manifest has it: UTC, with its fractions of a second.
+
+    :raises InvalidInput: it is no time
+    """
+    return parse_time(text).isoformat().replace("+00:00", "Z")
+
+
 def parse_time(text: str) -> datetime:
     """A moment given as ISO 8601; UTC when no zone is given.
 

@@ -30,6 +30,7 @@ FILES = ("config.json", "vm.nvram")
 """What may be in a restore point beside the images."""
 
 _LONGEST = 4096
+_MOST_WARNINGS = 500
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -63,7 +64,7 @@ def point(repository: Repository, point_id: PointId, run: str, content: Content,
         disks=tuple(_disk(repository, point_id, result) for result in content.disks),
         files=tuple(_file(partial, name) for name in FILES if files.is_plain(os.path.join(partial, name))),
         unprotected=tuple(_unprotected(item) for item in content.unprotected),
-        warnings=tuple(str(warning) for warning in content.warnings),
+        warnings=tuple(str(_short(warning)) for warning in content.warnings[:_MOST_WARNINGS]),
         collection_version=VERSION,
     )
     try:

@@ -130,7 +130,28 @@ def test_the_manifest_tells_it_all_and_is_private(backup: Backup) -> None:
         {"label": "Hard disk 2", "key": 2001, "backing_uuid": None, "reason": "independent"}
     ]
     assert (written["consistency"], written["warnings"]) == ("filesystem", ["slow"])
+    assert written["snapshot_time"] == "2026-11-20T02:15:04.500000Z"
     assert not list(backup.directory.glob(".lock*"))
+
+
+def test_long_messages_of_a_server_do_not_fail_a_backup(backup: Backup) -> None:
+    started = backup.start()
+    (result,) = backup.copy(started)
+    unprotected = [{"label": "Hard disk 9", "reason": "y\0" * 9000}]
+    done = backup.complete(
+        started, [{**result, "reason": "x" * 9000}], warnings=["w" * 9000] * 900, unprotected=unprotected
+    )
+    assert done["changed"]
+    assert backup.info(verify="content")[0]["verified"]["ok"]
+
+
+def test_a_repository_behind_a_link_is_the_same_repository(
+    run_module: Callable[..., dict[str, Any]], backup: Backup, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(backup.path)
+    linked = Backup(run_module, tmp_path / "link")
+    assert linked.backup()["path"] == str(backup.path / linked.info()[0]["id"])
+    assert backup.start()["since"][0]["parent_id"] == linked.info()[0]["id"]
 
 
 def test_a_hash_is_taken_where_the_copy_gave_none(backup: Backup) -> None:
@@ -199,6 +220,11 @@ def damage_point_linked(point: Path) -> None:
 
 def damage_manifest_torn(point: Path) -> None:
     os.truncate(point / "point.json", 300)
+
+
+def damage_manifest_linked(point: Path) -> None:
+    (point / "point.json").rename(point / "elsewhere")
+    (point / "point.json").symlink_to("elsewhere")
 
 
 def damage_manifest_missing(point: Path) -> None:

@@ -292,6 +292,7 @@ def test_a_hostile_manifest_is_refused_and_hides_nothing(
     good, bad = backup.info(verify="content")
     assert good["verified"]["ok"]
     assert bad["broken"]
+    assert bad["disks"] == []  # nothing of it is believed
     assert bad["verified"]["problems"][0]["next_step"]
 
 
