@@ -102,7 +102,7 @@ class Disk:
         self._leave()
 
     def close(self) -> None:
-        """Close the disk; what was written is flushed."""
+        """Close the disk for good. Durable is what the client has flushed."""
         with self._state:
             self._state.wait_for(lambda: self._in_flight == 0)
             if self._handle is not None:
@@ -162,8 +162,6 @@ class Disk:
         self._handle = self._connection = None
         if handle is not None:
             self._library.Wait(handle)
-            if not self._parameters.read_only:
-                self._library.Flush(handle)
             self._library.Close(handle)
         self._library.Disconnect(connection)
 
