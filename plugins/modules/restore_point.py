@@ -254,7 +254,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     completing,
     manifest,
@@ -316,6 +316,7 @@ def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any
     vm, point_id = Vm.from_result(params["vm"]), PointId.parse(params["id"])
     if vm.instance_uuid != point_id.instance_uuid:
         raise InvalidInput(f"{point_id} is no restore point of the VM {vm.name}.", "Give the VM that was started.")
+    requirements.check_program("qemu-img")
     taken = None if params["snapshot_time"] is None else manifest.exact_time(params["snapshot_time"])
     content = Content(vm, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
     changed, point = completing.complete(params["repository"], point_id, params["run"], content, images.check, now, dry)

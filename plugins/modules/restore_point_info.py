@@ -235,12 +235,17 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import LEVELS, Report, Verifier
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
+    LEVELS,
+    NONE,
+    Report,
+    Verifier,
+)
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "repository": {"type": "path", "required": True},
@@ -266,6 +271,8 @@ _UNREADABLE: dict[str, Any] = {
 def run(module: AnsibleModule) -> dict[str, Any]:
     """List the restore points asked for."""
     params, now = module.params, datetime.now(timezone.utc)
+    if params["verify"] != NONE:
+        requirements.check_program("qemu-img")
     repository = layout.open_repository(params["repository"])
     verifier = Verifier(repository, params["verify"], images.check)
     selected, passed_over = listing.select(repository, _selection(params))

@@ -23,16 +23,24 @@ _PROGRAMS = {
 _FILTERS = ("checkwrite", "extentlist", "log", "truncate")
 
 
+def check_program(program: str) -> None:
+    """See that one of the programs is there.
+
+    :raises MissingRequirement: it is not; names the package that has it
+    """
+    if not shutil.which(program):
+        raise MissingRequirement(
+            f"The program {program} is not installed on the proxy.", f"Install the package {_PROGRAMS[program]}."
+        )
+
+
 def check_programs() -> None:
     """See that all programs are there, and nbdkit's plugin and filters.
 
     :raises MissingRequirement: names the first that is not, and the package that has it
     """
-    for program, package in _PROGRAMS.items():
-        if not shutil.which(program):
-            raise MissingRequirement(
-                f"The program {program} is not installed on the proxy.", f"Install the package {package}."
-            )
+    for program in _PROGRAMS:
+        check_program(program)
     filters = [f"--filter={name}" for name in _FILTERS]
     result = subprocess.run(
         ["nbdkit", *filters, "python", "--dump-plugin"], capture_output=True, text=True, errors="replace", check=False

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents, files, manifest
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    documents,
+    files,
+    manifest,
+    verification,
+)
 from ansible_collections.holdfast.backup.tests.unit.repositories import VM, Backup, disk, make_image, qemu_img
 
 OTHER = {"name": "db01", "moid": "vm-43", "instance_uuid": "5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b12"}
@@ -231,6 +236,18 @@ def test_a_shared_image_is_read_once(backup: Backup, monkeypatch: pytest.MonkeyP
     assert len(read) == len(set(read)) == 4
 
 
+def test_verifying_without_qemu_img_says_what_to_install(
+    run_module: Callable[..., dict[str, Any]], backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = backup.start()
+    backup.complete(started, backup.copy(started))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = run_module("restore_point_info", {"repository": str(backup.path), "verify": "structure"}, fail=True)
+    assert result["error_type"] == "MissingRequirement"
+    assert "qemu-utils" in result["next_step"]
+    assert len(backup.info()) == 1
+
+
 # --- a hostile repository --------------------------------------------------------------------------------------------
 
 
@@ -328,6 +345,9 @@ def test_a_fifo_in_place_of_a_manifest_or_image_blocks_nobody(backup: Backup) ->
 def test_an_image_that_points_elsewhere_is_never_opened_by_qemu(
     backup: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def opened(path: str, check_image: object) -> None:
+        raise AssertionError(f"{path} was opened")
+
     secret = tmp_path / "disk-1.qcow2"
     make_image(secret, None, 9)
     point = backup.backup()
@@ -337,7 +357,7 @@ def test_an_image_that_points_elsewhere_is_never_opened_by_qemu(
         image.unlink()
         qemu_img("create", "-q", "-f", "qcow2", *arguments, image, str(1 << 20))
         os.truncate(image, size)
-        monkeypatch.setenv("PATH", "/nonexistent")
+        monkeypatch.setattr(verification.images, "check_structure", opened)
         (what,) = problems(backup, "structure")[0]
         assert "never writes" in what or "backing file" in what
         monkeypatch.undo()
