@@ -10,7 +10,7 @@ import itertools
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.tests.unit.plugins.modules.vm_config.support import (
+from ansible_collections.holdfast.backup.tests.integration.vm_config.support import (
     MIB,
     NVRAM,
     Ethernet,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_unfinished import CREATED, Mark
-from ansible_collections.holdfast.backup.tests.unit.plugins.modules.vm_config.support import (
+from ansible_collections.holdfast.backup.tests.integration.vm_config.support import (
     MIB,
     NVRAM,
     Ethernet,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import datastore_files
-from ansible_collections.holdfast.backup.tests.unit.plugins.modules.vm_config.support import (
+from ansible_collections.holdfast.backup.tests.integration.vm_config.support import (
     NVRAM,
     nvram,
     unchanged,

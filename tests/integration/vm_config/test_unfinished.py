@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vm_unfinished import CREATED, Mark
-from ansible_collections.holdfast.backup.tests.unit.plugins.modules.vm_config.support import MARK, unchanged
+from ansible_collections.holdfast.backup.tests.integration.vm_config.support import MARK, unchanged
 
 
 def test_finished_takes_the_mark_off_for_good(config, original, name, vcenter):
