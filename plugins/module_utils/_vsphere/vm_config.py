@@ -84,7 +84,6 @@ SETTINGS: dict[str, dict[str, Field]] = {
         "performance_counters": same("vPMCEnabled", flag),
         "swap_placement": same("swapPlacement", _WORD),
         "sev": same("sevEnabled", flag),
-        "tdx": same("tdxEnabled", flag),
     },
     "cpu": _allocation("cpuAllocation"),
     "memory": _allocation("memoryAllocation"),
