@@ -176,7 +176,7 @@ def test_a_disk_that_the_newest_point_lacks_is_looked_for_further_back(backup: B
 
 
 def test_full_when_asked_for_and_when_the_chain_is_long_enough(backup: Backup) -> None:
-    for _ in range(2):
+    for _turn in range(2):
         backup.backup(max_chain=2)
     started = backup.start(max_chain=2)
     assert started["since"][0]["reason"] == "chain is 2 long"

@@ -209,7 +209,7 @@ def test_a_flipped_bit_of_an_image_or_file_is_found_by_content(backup: Backup) -
     directory, chance = backup.point_directory(point), random.Random(1)
     for name in ("disk-2000.qcow2", "config.json"):
         data = (directory / name).read_bytes()
-        for _ in range(10):
+        for _turn in range(10):
             flipped = bytearray(data)
             flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
             (directory / name).write_bytes(flipped)
@@ -227,7 +227,7 @@ def test_broken_metadata_is_found_by_structure(backup: Backup) -> None:
 
 
 def test_a_shared_image_is_read_once(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    for _ in range(4):
+    for _turn in range(4):
         backup.backup()
     read: list[str] = []
     digest = files.digest
