@@ -345,11 +345,8 @@ def present(module, c):
     """``state=present``: make the virtual machine, or find the one that an earlier run made."""
     params = module.params
     document, nvram = vm_capture.load(params["config"])
-    wishes = vm_placement.Wishes(
-        _folder(params, document["placement"]),
-        **{key: params[key] for key in ("resource_pool", "cluster")},
-        host=params["esxi_hostname"],
-    )
+    folder = _folder(params, document["placement"])
+    wishes = vm_placement.Wishes(folder, params["resource_pool"], params["cluster"], params["esxi_hostname"])
     options = ("name", "datastore", "provisioning", "disks", "networks", "mac_policy", "identity")
     changes = vm_retarget.Changes(**{option: params[option] for option in options})
     plan = vm_create.plan(c, document, wishes, changes, params["restore_id"])
@@ -397,8 +394,6 @@ def absent(module, c):
 
 def _folder(params, before):
     """The absolute path of the folder in which the virtual machine is made."""
-    if params["name"] is None:
-        raise InvalidInput("A new virtual machine needs a name.", "Give name, and neither uuid nor moid.")
     folder = params["folder"]
     if folder and folder.startswith("/"):
         return folder.rstrip("/")
