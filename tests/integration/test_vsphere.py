@@ -385,6 +385,7 @@ def test_two_vms_of_one_name_are_listed(c, places):
 def test_what_is_not_there(c, places, selection):
     with pytest.raises(NotFound) as caught:
         find_vm(c, **selection)
+    assert "cannot be read" not in caught.value.message
     assert caught.value.next_step
 
 
