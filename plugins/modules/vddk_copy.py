@@ -321,6 +321,7 @@ _COUNTS = {"bytes_read": 0, "bytes_stored": 0, "bytes_written": 0}
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
+    watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
     requirements.check_library(params["vddk_libdir"])
     # Logged out again before the copy: no session of ours can expire in its middle.
@@ -329,7 +330,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         access = _access(c, params, vm)
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
-        return _copy(module, vm, disks, access, directory)
+        return _copy(module, watch, vm, disks, access, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -373,7 +374,7 @@ def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[s
 
 
 def _copy(
-    module: AnsibleModule, vm: dict[str, Any], disks: list[Disk], access: dict[str, Any], directory: str
+    module: AnsibleModule, watch: Watch, vm: dict[str, Any], disks: list[Disk], access: dict[str, Any], directory: str
 ) -> dict[str, Any]:
     """Plan all copies, then run them."""
     params = module.params
@@ -395,7 +396,6 @@ def _copy(
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
     if not module.check_mode:
-        watch = Watch(params["progress_dir"], params["timeout"])
         results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
         results = [{**_COUNTS, **result} for result in results]
     for result in results:

@@ -285,6 +285,21 @@ def marked(monkeypatch, tmp_path):
     return str(tmp_path)
 
 
+def interrupted(point, settings, mark, megabytes=4):
+    """Run a task slowly and kill its nbdcopy when the image has this size."""
+
+    def kill():
+        while not os.path.exists(point.image) or os.path.getsize(point.image) < megabytes * MIB:
+            time.sleep(0.01)
+        os.kill(process("nbdcopy", mark), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(CopyFailed):
+        backup(slow(point), replace(settings, request_depth=1), Watch())
+    killer.join()
+
+
 def gone(mark):
     """All servers of the copy have ended."""
     for entry in Path("/proc").glob("[0-9]*"):
@@ -333,9 +348,7 @@ def test_killed_and_run_again(guest, settings, tmp_path, marked, kind, victim):
 def test_resumed_full_reads_only_what_is_missing(guest, settings, tmp_path, marked):
     guest.write(0, random.Random(3).randbytes(40 * MIB))
     point = task(guest, tmp_path / "i.qcow2")
-    threading.Timer(0.6, lambda: os.kill(process("nbdcopy", marked), signal.SIGKILL)).start()
-    with pytest.raises(CopyFailed):
-        backup(slow(point), replace(settings, request_depth=1), Watch())
+    interrupted(point, settings, marked)
     there = areas.total(images.present(point.image))
     assert there
     result = backup(point, settings, Watch())
@@ -347,9 +360,7 @@ def test_resumed_full_reads_only_what_is_missing(guest, settings, tmp_path, mark
 def test_image_spoilt_after_the_interruption_is_not_gone_on_with(guest, settings, tmp_path, marked):
     guest.write(0, random.Random(7).randbytes(20 * MIB).hex().encode())
     point = task(guest, tmp_path / "i.qcow2")
-    threading.Timer(0.6, lambda: os.kill(process("nbdcopy", marked), signal.SIGKILL)).start()
-    with pytest.raises(CopyFailed):
-        backup(slow(point), replace(settings, request_depth=1), Watch())
+    interrupted(point, settings, marked)
     layers = subprocess.run(
         ["qemu-img", "check", "--output=json", "-f", "qcow2", point.image], check=True, capture_output=True
     )
@@ -457,7 +468,7 @@ def test_timeout_leaves_what_can_be_gone_on_with(guest, settings, tmp_path, mark
     guest.write(0, random.Random(5).randbytes(40 * MIB))
     point = task(guest, tmp_path / "i.qcow2")
     with pytest.raises(TimedOut):
-        backup(slow(point), replace(settings, request_depth=1), Watch(timeout=0.7))
+        backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(timeout=2))
     assert gone(marked)
     assert backup(point, settings, Watch())["resumed"]
     assert holds(point.image, guest.path)
@@ -474,6 +485,9 @@ def test_watched(guest, settings, tmp_path, marked):
     with pytest.raises(BackupError, match="playbook that started it is gone"):
         backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(str(where)))
     assert gone(marked)
+    (where / "watched").touch()
+    with pytest.raises(BackupError, match="playbook that started it is gone"):
+        backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(str(where), patience=0.5))
     (where / "watched").touch()
     backup(point, settings, Watch(str(where)))
     events = [json.loads(line) for line in (where / "progress").read_text().splitlines()]

@@ -10,6 +10,7 @@ and second to ``progress``. When ``watched`` goes, or is not touched any more, t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -70,8 +71,10 @@ class Watch:
         now = time.time()
         if not self._directory or (now - self._told.get(disk, 0) < 1 and done < total):
             return
+        path = os.path.join(self._directory, PROGRESS)
         event = {"time": now, "disk": disk, "stage": stage, "done": min(done, total), "total": total, "passed": passed}
-        with self._lock, open(os.path.join(self._directory, PROGRESS), "a", encoding="utf-8") as stream:
+        # A watcher that is gone has taken the directory along; check() will find that out.
+        with self._lock, contextlib.suppress(FileNotFoundError), open(path, "a", encoding="utf-8") as stream:
             self._told[disk] = now
             stream.write(json.dumps(event) + "\n")
 
