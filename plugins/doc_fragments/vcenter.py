@@ -58,5 +58,5 @@ options:
     type: int
 requirements:
   - Python 3.9 or later
-  - pyVmomi 8.0 or later
+  - pyVmomi 8.0 or later (on Python 3.9 a release before 9.1)
 """

@@ -19,7 +19,7 @@ try:
     from pyVmomi import SoapStubAdapter, VmomiSupport, vim, vmodl
 
     _MISSING = None
-except ImportError as error:
+except Exception as error:  # noqa: BLE001 - a Python that it does not support makes pyVmomi raise just that
     SoapStubAdapter = VmomiSupport = vim = vmodl = None
     _MISSING = str(error)
 
@@ -31,5 +31,5 @@ def require() -> None:
     if _MISSING is not None:
         raise MissingRequirement(
             f"The Python library pyVmomi cannot be imported by {sys.executable}: {_MISSING}.",
-            "Install it there: python -m pip install pyvmomi.",
+            "Install a release of it there that supports this Python: python -m pip install pyvmomi.",
         )
