@@ -578,6 +578,15 @@ def test_a_machine_that_is_deleted_in_mid_run(lab, run_module):
     assert result["fault"] == "ManagedObjectNotFound"
 
 
+@pytest.fixture
+def terminable():
+    """Whatever a module makes of SIGTERM, the test process has its own way again afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("terminable")
 def test_a_run_that_is_terminated_logs_out(vm):
     vm.lab.fault(task="createSnapshot*", delay_ms=3000)
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
