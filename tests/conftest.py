@@ -21,8 +21,13 @@ import pytest
 from ansible.module_utils.common import warnings as module_warnings
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
+from hypothesis import HealthCheck, settings
 
 COLLECTION = "ansible_collections.holdfast.backup"
+
+# How fast a machine is while it runs other tests says nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
