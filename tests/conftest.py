@@ -5,21 +5,17 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.common import warnings as module_warnings
-from ansible.module_utils.testing import patch_module_args
+from ansible_collections.holdfast.backup.tests import modules
 from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
 from hypothesis import HealthCheck, settings
 
@@ -59,38 +55,10 @@ def fresh_lab() -> Iterator[Callable[..., Lab]]:
         one.stop()
 
 
-class ModuleFailed(Exception):
-    """A module answered with fail_json; ``result`` is its answer."""
-
-    def __init__(self, result: dict[str, Any]) -> None:
-        super().__init__(result.get("msg"))
-        self.result = result
-
-
 @pytest.fixture
 def run_module() -> Callable[..., dict[str, Any]]:
-    """Runs a module's ``main()`` in this process: ``run_module("vm_snapshot", args, check=True, diff=True)``.
-
-    Returns its result. A failed module raises :class:`ModuleFailed`, or, with ``fail=True``, must
-    fail and its result is returned.
-    """
-
-    def run(
-        name: str, args: dict[str, Any], check: bool = False, diff: bool = False, fail: bool = False
-    ) -> dict[str, Any]:
-        module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
-        given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
-        output = io.StringIO()
-        module_warnings._global_warnings.clear()  # they would gather from module to module in one process
-        with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
-            module.main()
-        result: dict[str, Any] = json.loads(output.getvalue().strip().splitlines()[-1])
-        failed = bool(result.get("failed"))
-        if failed != fail:
-            raise ModuleFailed(result) if failed else AssertionError(f"{name} did not fail: {result}")
-        return result
-
-    return run
+    """Runs a module's ``main()`` in this process: ``run_module("vm_snapshot", args, check=True, diff=True)``."""
+    return modules.run
 
 
 @dataclass(frozen=True)
