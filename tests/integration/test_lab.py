@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def test_dropped_connections_and_calls(lab: Lab, si: Any) -> None:
     lab.fault(method="CurrentTime", drop=True, count=3)
     with pytest.raises((ConnectionError, OSError)):
         si.CurrentTime()
+
+
+def test_sessions_that_wait_at_once(lab: Lab, si: Any, guest: Callable[..., Guest]) -> None:
+    """The simulator beneath tells only one of them of updates."""
+    one = guest()
+    lab.fault(task="createSnapshot", delay_ms=500, count=4)
+    others = [connect(lab) for _ in range(3)]
+    task = one.vm.CreateSnapshot_Task("s", "", False, False)
+    with ThreadPoolExecutor() as pool:
+        waits = [pool.submit(WaitForTask, vim.Task(task._moId, other._stub), other) for other in others]
+        assert {wait.result(20) for wait in waits} == {"success"}
+    for other in others:
+        Disconnect(other)
 
 
 def test_requests_are_counted_by_method_and_session(lab: Lab, si: Any) -> None:

@@ -46,6 +46,8 @@ func (s *sim) front(next http.Handler) http.Handler {
 			if s.misbehave(w, s.rules.call(method, string(match[2]))) {
 				return
 			}
+			over := s.collectors.attend(r, method, string(match[2]), session)
+			defer over()
 		case strings.HasPrefix(r.URL.Path, "/folder/"):
 			s.counts.http(r.Method + " /folder")
 			if s.misbehave(w, s.rules.call(r.Method+" /folder", "")) {

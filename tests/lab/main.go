@@ -110,6 +110,7 @@ func start(o options) (*lab, error) {
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
 	server := service.NewServer()
+	// The server runs, but nobody knows of it yet.
 	server.Config.Handler = s.front(server.Config.Handler)
 	states := server.Config.ConnState
 	server.Config.ConnState = func(conn net.Conn, state http.ConnState) {

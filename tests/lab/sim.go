@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -30,6 +31,8 @@ type sim struct {
 	rules       rules
 	counts      counts
 	connections connections
+	collectors  collectors
+	common      types.ManagedObjectReference // the property collector that all sessions see
 	disks       disks
 	knobsMu     sync.Mutex
 	settings    knobs
@@ -47,6 +50,8 @@ func newSim(service *simulator.Service, root types.ManagedObjectReference, o opt
 		datastore := e.(*simulator.Datastore)
 		s.disks.roots[datastore.Name] = datastore.Summary.Url
 	}
+	s.common = s.reg.Get(vim25.ServiceInstance).(*simulator.ServiceInstance).ServiceContent().PropertyCollector
+	s.collectors.sessions = map[string]*simulator.Session{}
 	s.counts.reset()
 	s.connections.open = map[net.Conn]struct{}{}
 	s.tasks.Store(1_000_000) // above the simulator's own numbers
@@ -90,6 +95,10 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 			return nil, &types.NotAuthenticated{NoPermission: types.NoPermission{Object: &m.This, PrivilegeId: "System.View"}}
 		}
 		return nil, nil
+	}
+	s.collectors.meet(ctx.Session, s.common)
+	if m.Name == "Logout" {
+		s.collectors.leave(s.reg, s.common, ctx.Session.Key)
 	}
 	if m.Name == "Fetch" {
 		if pc, ok := ctx.Session.Get(m.This).(*simulator.PropertyCollector); ok {
@@ -211,6 +220,7 @@ func (s *sim) expireSessions() int {
 	var keys []string
 	for _, session := range s.sessions() {
 		keys = append(keys, session.Key)
+		s.collectors.leave(s.reg, s.common, session.Key)
 	}
 	ctx := s.context()
 	ctx.Session = &simulator.Session{UserSession: types.UserSession{Key: "control"}}
