@@ -53,7 +53,7 @@ attributes:
 options: {}
 attributes:
   action_group:
-    description: Use C(group/holdfast.backup.vcenter) in C(module_defaults) to give all modules that log in their options.
+    description: Use C(group/holdfast.backup.vcenter) in C(module_defaults) for the options of all modules that log in.
     support: full
     membership:
       - holdfast.backup.vcenter

@@ -180,8 +180,9 @@ def test_rename_in_check_mode(vm):
     assert vm.names() == ["one"]
 
 
-@pytest.mark.parametrize("which", [{"snapshot_id": 99}, {"snapshot_moid": "snapshot-0"},
-                                   {"snapshot_name": "x", "new_snapshot_name": "y"}])
+@pytest.mark.parametrize(
+    "which", [{"snapshot_id": 99}, {"snapshot_moid": "snapshot-0"}, {"snapshot_name": "x", "new_snapshot_name": "y"}]
+)
 def test_nothing_to_rename_is_an_error(vm, which):
     vm.take("one")
     assert "one (ID " in vm.run(**which, fail=True)["msg"]
@@ -207,8 +208,12 @@ def _guest_faults(lab):
 
 
 def _general_fault(lab):
-    lab.fault(task="createSnapshot*", fault="GenericVmConfigFault", fields={"reason": "x"},
-              message="An error occurred while quiescing the virtual machine.")
+    lab.fault(
+        task="createSnapshot*",
+        fault="GenericVmConfigFault",
+        fields={"reason": "x"},
+        message="An error occurred while quiescing the virtual machine.",
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -281,9 +286,7 @@ def test_a_machine_that_is_off_needs_no_quiescing(machine):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_memory_and_quiescing_exclude_each_other(vm, policy):
-    result = vm.run(
-        snapshot_name="one", quiesce=True, memory_dump=True, quiesce_policy=policy, fail=policy == "fail"
-    )
+    result = vm.run(snapshot_name="one", quiesce=True, memory_dump=True, quiesce_policy=policy, fail=policy == "fail")
     if policy == "fail":
         assert "not both" in result["msg"]
         return
@@ -434,8 +437,11 @@ def test_a_removal_waits_for_a_task_in_progress(vm):
 
 def test_a_snapshot_that_goes_in_the_meantime(vm):
     made = vm.take("one")
-    vm.lab.fault(method="RemoveSnapshot_Task", fault="ManagedObjectNotFound",
-                 fields={"obj": {"type": "VirtualMachineSnapshot", "value": made["moid"]}})
+    vm.lab.fault(
+        method="RemoveSnapshot_Task",
+        fault="ManagedObjectNotFound",
+        fields={"obj": {"type": "VirtualMachineSnapshot", "value": made["moid"]}},
+    )
     assert vm.run(snapshot_name="one", state="absent")["changed"]
 
 
@@ -463,9 +469,10 @@ def test_an_expiry_is_told_in_utc(vm):
 
 
 def test_what_is_no_duration(vm):
-    assert "is not a length of time" in vm.run(
-        snapshot_name="one", stamp={"job": "j", "expires_in": "soon"}, fail=True
-    )["msg"]
+    assert (
+        "is not a length of time"
+        in vm.run(snapshot_name="one", stamp={"job": "j", "expires_in": "soon"}, fail=True)["msg"]
+    )
 
 
 # bad days

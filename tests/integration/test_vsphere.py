@@ -151,8 +151,9 @@ def test_a_wrong_password(lab, endpoint):
 
 
 def test_an_untrusted_certificate(endpoint):
-    with pytest.raises(CertificateRejected, match=r"is not trusted.*ca_path"), Connection(
-        dataclasses.replace(endpoint, ca_path=None)
+    with (
+        pytest.raises(CertificateRejected, match=r"is not trusted.*ca_path"),
+        Connection(dataclasses.replace(endpoint, ca_path=None)),
     ):
         pass
 
@@ -160,8 +161,9 @@ def test_an_untrusted_certificate(endpoint):
 def test_a_certificate_for_another_name(endpoint, monkeypatch):
     real = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args: real(endpoint.hostname, *args))
-    with pytest.raises(CertificateRejected, match="Hostname mismatch"), Connection(
-        dataclasses.replace(endpoint, hostname="vc.example.com")
+    with (
+        pytest.raises(CertificateRejected, match="Hostname mismatch"),
+        Connection(dataclasses.replace(endpoint, hostname="vc.example.com")),
     ):
         pass
 
@@ -243,16 +245,19 @@ def test_a_proxy_that_refuses(endpoint):
 def test_nobody_listens(endpoint):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(ConnectionFailed, match="connection refused"), Connection(
-        dataclasses.replace(endpoint, port=port)
+    with (
+        pytest.raises(ConnectionFailed, match="connection refused"),
+        Connection(dataclasses.replace(endpoint, port=port)),
     ):
         pass
 
 
 def test_a_port_that_speaks_no_tls(endpoint):
-    with listening(lambda peer: (peer.recv(1), peer.sendall(b"220 hello\r\n" * 9))) as port, pytest.raises(
-        ConnectionFailed, match="TLS failed"
-    ), Connection(dataclasses.replace(endpoint, port=port)):
+    with (
+        listening(lambda peer: (peer.recv(1), peer.sendall(b"220 hello\r\n" * 9))) as port,
+        pytest.raises(ConnectionFailed, match="TLS failed"),
+        Connection(dataclasses.replace(endpoint, port=port)),
+    ):
         pass
 
 
@@ -273,9 +278,11 @@ def _elsewhere(make):
 
 def test_a_server_that_never_answers(endpoint, monkeypatch):
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.2)
-    with listening(lambda peer: time.sleep(5)) as port, pytest.raises(
-        ConnectionFailed, match="no answer in time"
-    ), Connection(dataclasses.replace(endpoint, port=port)):
+    with (
+        listening(lambda peer: time.sleep(5)) as port,
+        pytest.raises(ConnectionFailed, match="no answer in time"),
+        Connection(dataclasses.replace(endpoint, port=port)),
+    ):
         pass
 
 

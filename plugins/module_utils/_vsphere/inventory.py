@@ -158,9 +158,7 @@ def _datacenters(c: Connection, wanted: str | None) -> dict[str, Any]:
         return found
     wanted = wanted.strip("/")
     matching = {
-        path: entity
-        for path, entity in found.items()
-        if path == wanted or same_name(path.rsplit("/", 1)[-1], wanted)
+        path: entity for path, entity in found.items() if path == wanted or same_name(path.rsplit("/", 1)[-1], wanted)
     }
     if not matching:
         raise NotFound(

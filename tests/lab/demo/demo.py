@@ -32,12 +32,22 @@ def main() -> int:
     with Lab.start() as lab:
         inventory = home / "inventory.yml"
         guest = " ".join(shlex.quote(part) for part in (sys.executable, str(HERE / "guest.py")))
-        variables = {"vm_backup_repository": str(repository), "vm_backup_vddk_libdir": lab.vddk_libdir,
-                     "vm_restore_vddk_libdir": lab.vddk_libdir, "demo_guest": guest}
+        variables = {
+            "vm_backup_repository": str(repository),
+            "vm_backup_vddk_libdir": lab.vddk_libdir,
+            "vm_restore_vddk_libdir": lab.vddk_libdir,
+            "demo_guest": guest,
+        }
         inventory.write_text(json.dumps({"all": {"hosts": {"web01": {}}, "vars": variables}}))
-        environment = {**os.environ, **lab.env(), "DEMO_LAB": lab.control, "DEMO_HOME": str(home),
-                       "ANSIBLE_COLLECTIONS_PATH": str(BUILD / "collections"), "ANSIBLE_LOCALHOST_WARNING": "0",
-                       "ANSIBLE_NOCOWS": "1"}
+        environment = {
+            **os.environ,
+            **lab.env(),
+            "DEMO_LAB": lab.control,
+            "DEMO_HOME": str(home),
+            "ANSIBLE_COLLECTIONS_PATH": str(BUILD / "collections"),
+            "ANSIBLE_LOCALHOST_WARNING": "0",
+            "ANSIBLE_NOCOWS": "1",
+        }
         playbook = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), str(HERE / "demo.yml")]
         status = subprocess.run(playbook, env=environment, cwd=home, check=False).returncode
     if status:
@@ -46,8 +56,10 @@ def main() -> int:
     state = json.loads((home / "guest.json").read_text())
     manifests = sorted(repository.glob("*/*/point.json"))
     print(table(state, [json.loads(path.read_text()) for path in manifests]))
-    print(f"\nThe restore points are plain qcow2 chains; look at one with\n"
-          f"  qemu-img info --backing-chain {next(manifests[-1].parent.glob('*.qcow2'))}")
+    print(
+        f"\nThe restore points are plain qcow2 chains; look at one with\n"
+        f"  qemu-img info --backing-chain {next(manifests[-1].parent.glob('*.qcow2'))}"
+    )
     return 0
 
 

@@ -23,10 +23,11 @@ from typing import Any, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from client import Lab, _tool as tool  # noqa: E402  pylint: disable=wrong-import-position
+from client import Lab
+from client import _tool as tool
 
 MIB = 1 << 20
-# Per disk: label in the table, size in bytes (one is no multiple of 64 KiB on purpose), bytes of files, where they come from.
+# Per disk: label in the table, size (one is no multiple of 64 KiB on purpose) and bytes of files, where they come from.
 DISKS = [
     ("system", 640 * MIB, 300 * MIB, ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]),
     ("data", 200 * MIB + 3 * 512, 60 * MIB, ["/usr/share"]),
@@ -40,7 +41,9 @@ class Guest:
         self.lab = lab
         self.home = home
         self._file = home / "guest.json"
-        self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {"remembered": [], "proofs": []}
+        self.state: dict[str, Any] = (
+            json.loads(self._file.read_text()) if self._file.exists() else {"remembered": [], "proofs": []}
+        )
 
     def _save(self) -> None:
         self._file.write_text(json.dumps(self.state, indent=1))
@@ -50,21 +53,29 @@ class Guest:
 
     def create(self) -> str:
         """Make the VM with its file systems; returns a sentence."""
-        vm = self.lab.create_vm("web01", disks=[size for _label, size, _fill, _sources in DISKS], power="poweredOn",
-                                tools="running", firmware="efi", nics=["VM Network", "VM Network"])
+        vm = self.lab.create_vm(
+            "web01",
+            disks=[size for _label, size, _fill, _sources in DISKS],
+            power="poweredOn",
+            tools="running",
+            firmware="efi",
+            nics=["VM Network", "VM Network"],
+        )
         self.state["moid"] = vm["moid"]
-        self.state["disks"] = {label: disk["key"] for (label, *_), disk in zip(DISKS, vm["disks"])}
+        self.state["disks"] = {label: disk["key"] for (label, *dummy), disk in zip(DISKS, vm["disks"])}
         for label, _size, fill, sources in DISKS:
             _gather(self._tree(label), fill, sources)
             self.lab.format(vm["moid"], self.state["disks"][label], self._tree(label))
         self._save()
-        return "web01 runs, with ext4 on " + " and ".join(f"{label} ({size // MIB} MiB)" for label, size, *_ in DISKS)
+        return "web01 runs, with ext4 on " + " and ".join(
+            f"{label} ({size // MIB} MiB)" for label, size, *dummy in DISKS
+        )
 
     def work(self, day: int) -> str:
         """Change, remove and add files on every disk, as a day's work does; returns a sentence."""
         dice = random.Random(day)
         sentences = []
-        for label, *_ in DISKS:
+        for label, *dummy in DISKS:
             tree = self._tree(label)
             files = sorted(path for path in tree.rglob("*") if path.is_file())
             changed, removed = dice.sample(files, 12), dice.sample(files, 6)
@@ -85,7 +96,7 @@ class Guest:
         """Note what every disk holds now: all bytes, and the hash of each file; returns a sentence."""
         number = len(self.state["remembered"]) + 1
         entry = {}
-        for label, *_ in DISKS:
+        for label, *dummy in DISKS:
             copy = self.home / "remembered" / f"{number}-{label}.raw"
             copy.parent.mkdir(exist_ok=True)
             source = self.lab.file(self.state["moid"], self.state["disks"][label])
@@ -93,7 +104,9 @@ class Guest:
             entry[label] = {"raw": str(copy), "files": dict(_hashes(self._tree(label)))}
         self.state["remembered"].append(entry)
         self._save()
-        return f"moment {number} remembered: " + ", ".join(f"{label} {len(part['files'])} files" for label, part in entry.items())
+        return f"moment {number} remembered: " + ", ".join(
+            f"{label} {len(part['files'])} files" for label, part in entry.items()
+        )
 
     def destroy(self) -> str:
         """Delete the VM with all its disks; returns a sentence."""
@@ -101,10 +114,13 @@ class Guest:
         return "web01 and all its files are gone"
 
     def prove(self, moment: int, moid: str) -> str:
-        """Hold a restored VM against a remembered moment, disk by disk; returns a sentence, raises SystemExit on a difference."""
+        """Hold a restored VM against a remembered moment, disk by disk.
+
+        Returns a sentence; raises SystemExit on a difference.
+        """
         restored = self.lab.vm(moid)
         sentences = []
-        for (label, *_), disk in zip(DISKS, restored["disks"]):
+        for (label, *dummy), disk in zip(DISKS, restored["disks"]):
             expected = self.state["remembered"][moment - 1][label]
             image = self.lab.file(moid, disk["key"])
             proof = {
@@ -112,7 +128,8 @@ class Guest:
                 "vm": restored["name"],
                 "disk": label,
                 "identical": subprocess.run(["cmp", "--quiet", expected["raw"], image], check=False).returncode == 0,
-                "fsck": subprocess.run([tool("e2fsck"), "-fn", image], capture_output=True, check=False).returncode == 0,
+                "fsck": subprocess.run([tool("e2fsck"), "-fn", image], capture_output=True, check=False).returncode
+                == 0,
                 "files": self._files(image, expected["files"]),
                 "expected": len(expected["files"]),
             }
@@ -132,7 +149,11 @@ class Guest:
         shutil.rmtree(out / "lost+found", ignore_errors=True)
         found = dict(_hashes(out))
         shutil.rmtree(out)
-        return sum(found.get(name) == digest for name, digest in expected.items()) if found.keys() == expected.keys() else -1
+        return (
+            sum(found.get(name) == digest for name, digest in expected.items())
+            if found.keys() == expected.keys()
+            else -1
+        )
 
 
 def _good(proof: dict[str, Any]) -> bool:
@@ -140,11 +161,13 @@ def _good(proof: dict[str, Any]) -> bool:
 
 
 def _words(proof: dict[str, Any]) -> str:
-    return ", ".join([
-        "identical" if proof["identical"] else "DIFFERENT",
-        "fsck clean" if proof["fsck"] else "FSCK FAILED",
-        f"{proof['files']} of {proof['expected']} files compared equal",
-    ])
+    return ", ".join(
+        [
+            "identical" if proof["identical"] else "DIFFERENT",
+            "fsck clean" if proof["fsck"] else "FSCK FAILED",
+            f"{proof['files']} of {proof['expected']} files compared equal",
+        ]
+    )
 
 
 def _gather(tree: Path, limit: int, sources: list[str]) -> None:
@@ -152,7 +175,12 @@ def _gather(tree: Path, limit: int, sources: list[str]) -> None:
     left = limit
     for source in (Path(name) for name in sources):
         for path in sorted(source.rglob("*")) if source.is_dir() else []:
-            plain = path.is_file() and not path.is_symlink() and os.access(path, os.R_OK) and not set('"\\') & set(str(path))
+            plain = (
+                path.is_file()
+                and not path.is_symlink()
+                and os.access(path, os.R_OK)
+                and not set('"\\') & set(str(path))
+            )
             size = path.stat().st_size if plain else 0
             if not 0 < size <= min(left, 40 * MIB):
                 continue
@@ -171,8 +199,13 @@ def _hashes(tree: Path) -> Iterator[tuple[str, str]]:
 
 
 def _debugfs(image: Path, commands: list[str], write: bool = True) -> None:
-    done = subprocess.run([tool("debugfs"), *(["-w"] if write else []), "-f", "-", str(image)],
-                          input="\n".join(commands) + "\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool("debugfs"), *(["-w"] if write else []), "-f", "-", str(image)],
+        input="\n".join(commands) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     complaints = [line for line in done.stderr.splitlines()[1:] if "while changing ownership" not in line]
     if done.returncode or complaints:
         raise SystemExit(f"debugfs: {complaints or done.returncode}")
@@ -183,12 +216,27 @@ def table(state: dict[str, Any], points: list[dict[str, Any]]) -> str:
     rows = [["restore point", "disk", "kind", "read", "stored", "of"]]
     for point in points:
         for disk in point["disks"]:
-            rows.append([point["id"].rpartition("/")[2], disk["label"], disk["kind"], _mib(disk["bytes_read"]),
-                         _mib(disk["bytes_stored"]), _mib(disk["capacity"])])
+            rows.append(
+                [
+                    point["id"].rpartition("/")[2],
+                    disk["label"],
+                    disk["kind"],
+                    _mib(disk["bytes_read"]),
+                    _mib(disk["bytes_stored"]),
+                    _mib(disk["capacity"]),
+                ]
+            )
     proofs = [["restored as", "disk", "bytes", "e2fsck", "files"]]
     for proof in state["proofs"]:
-        proofs.append([proof["vm"], proof["disk"], "identical" if proof["identical"] else "DIFFERENT",
-                       "clean" if proof["fsck"] else "FAILED", f"{proof['files']} of {proof['expected']} equal"])
+        proofs.append(
+            [
+                proof["vm"],
+                proof["disk"],
+                "identical" if proof["identical"] else "DIFFERENT",
+                "clean" if proof["fsck"] else "FAILED",
+                f"{proof['files']} of {proof['expected']} equal",
+            ]
+        )
     return _aligned(rows) + "\n\n" + _aligned(proofs)
 
 

@@ -54,8 +54,16 @@ def test_an_environment_variable_is_in_the_documentation(name):
             assert f"E({variable})" in str(documented[option]["description"])
 
 
-GIVEN = {"hostname": "vc", "username": "u", "password": "p", "port": 443, "validate_certs": True, "ca_path": None,
-         "proxy_host": None, "proxy_port": None}
+GIVEN = {
+    "hostname": "vc",
+    "username": "u",
+    "password": "p",
+    "port": 443,
+    "validate_certs": True,
+    "ca_path": None,
+    "proxy_host": None,
+    "proxy_port": None,
+}
 
 
 def test_endpoint_takes_all_options():

@@ -122,5 +122,5 @@ def test_no_areas_file_at_all(tmp_path, text):
     path = tmp_path / "areas.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(InvalidInput, match="areas.json"):
+    with pytest.raises(InvalidInput, match=r"areas\.json"):
         subject.read_file(str(path))

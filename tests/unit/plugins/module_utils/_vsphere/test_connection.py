@@ -79,16 +79,16 @@ def test_what_went_wrong_on_the_wire_is_told_with_a_next_step(error, words):
 def test_a_missing_privilege_is_named():
     fault = vim.fault.NoPermission(object=vim.Folder("group-v3"), privilegeId="VirtualMachine.State.CreateSnapshot")
     told = connection._from_fault(fault, ENDPOINT, "CreateFolder of group-v3")
-    assert told.message == (
-        "backup@vsphere.local lacks the privilege VirtualMachine.State.CreateSnapshot on group-v3."
-    )
+    assert told.message == ("backup@vsphere.local lacks the privilege VirtualMachine.State.CreateSnapshot on group-v3.")
     assert told.details == {"fault": "NoPermission", "privilege": "VirtualMachine.State.CreateSnapshot"}
 
 
 def test_a_fault_is_told_in_the_servers_words_once():
     fault = vim.fault.FileFault(file="[ds] a", msg="Error caused by file.")
-    fault.faultMessage = [vmodl.LocalizableMessage(key="k", message="Error caused by file."),
-                          vmodl.LocalizableMessage(key="l", message="The disk is locked")]
+    fault.faultMessage = [
+        vmodl.LocalizableMessage(key="k", message="Error caused by file."),
+        vmodl.LocalizableMessage(key="l", message="The disk is locked"),
+    ]
     assert connection.fault_text(fault) == "Error caused by file; The disk is locked"
     assert connection.fault_text(vim.fault.FileFault(file="x")) == "FileFault"
 

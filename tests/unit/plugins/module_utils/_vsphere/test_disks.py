@@ -24,8 +24,14 @@ def controller(kind=DEVICE.ParaVirtualSCSIController, key=1000, bus=0, **fields)
 
 
 def flat(**fields):
-    known = {"fileName": "[ds] vm/vm.vmdk", "diskMode": "persistent", "uuid": UUID, "thinProvisioned": True,
-             "sharing": "sharingNone", "changeId": "52 de/3"}
+    known = {
+        "fileName": "[ds] vm/vm.vmdk",
+        "diskMode": "persistent",
+        "uuid": UUID,
+        "thinProvisioned": True,
+        "sharing": "sharingNone",
+        "changeId": "52 de/3",
+    }
     return BACKINGS.FlatVer2BackingInfo(**{**known, **fields})
 
 
@@ -36,8 +42,11 @@ def rdm(mode, **fields):
 
 
 def device(backing, key=2000, unit=0, controller_key=1000, label="Hard disk 1", **fields):
-    known = {"capacityInBytes": 1 << 30, "capacityInKB": 1 << 20,
-             "deviceInfo": vim.Description(label=label, summary="")}
+    known = {
+        "capacityInBytes": 1 << 30,
+        "capacityInKB": 1 << 20,
+        "deviceInfo": vim.Description(label=label, summary=""),
+    }
     return BACKINGS(key=key, unitNumber=unit, controllerKey=controller_key, backing=backing, **{**known, **fields})
 
 

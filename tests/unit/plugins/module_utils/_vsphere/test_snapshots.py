@@ -182,8 +182,14 @@ def test_owned_are_only_those_with_the_exact_stamp():
     )
     descriptions = [stamps.join("", stamp) for stamp in (expired, alive, other_run, other_job)]
     names = ["nightly"] * 6
-    tree = info(*(node(number, name, text) for number, (name, text) in
-                  enumerate(zip(names, [*descriptions, "nightly", 'holdfast.backup {"job": "nightly"}']), start=1)))
+    tree = info(
+        *(
+            node(number, name, text)
+            for number, (name, text) in enumerate(
+                zip(names, [*descriptions, "nightly", 'holdfast.backup {"job": "nightly"}']), start=1
+            )
+        )
+    )
     flat = snapshots.flatten(tree)
     assert ids(snapshots.owned(flat, "nightly")) == [1, 2, 3]
     assert ids(snapshots.owned(flat, "nightly", "r1")) == [1, 2]
