@@ -32,6 +32,7 @@ DISKS = [
     ("system", 640 * MIB, 300 * MIB, ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]),
     ("data", 200 * MIB + 3 * 512, 60 * MIB, ["/usr/share"]),
 ]
+LABELS = [label for label, *dummy in DISKS]
 
 
 class Guest:
@@ -62,7 +63,7 @@ class Guest:
             nics=["VM Network", "VM Network"],
         )
         self.state["moid"] = vm["moid"]
-        self.state["disks"] = {label: disk["key"] for (label, *dummy), disk in zip(DISKS, vm["disks"])}
+        self.state["disks"] = {label: disk["key"] for label, disk in zip(LABELS, vm["disks"])}
         for label, _size, fill, sources in DISKS:
             _gather(self._tree(label), fill, sources)
             self.lab.format(vm["moid"], self.state["disks"][label], self._tree(label))
@@ -75,7 +76,7 @@ class Guest:
         """Change, remove and add files on every disk, as a day's work does; returns a sentence."""
         dice = random.Random(day)
         sentences = []
-        for label, *dummy in DISKS:
+        for label in LABELS:
             tree = self._tree(label)
             files = sorted(path for path in tree.rglob("*") if path.is_file())
             changed, removed = dice.sample(files, 12), dice.sample(files, 6)
@@ -96,7 +97,7 @@ class Guest:
         """Note what every disk holds now: all bytes, and the hash of each file; returns a sentence."""
         number = len(self.state["remembered"]) + 1
         entry = {}
-        for label, *dummy in DISKS:
+        for label in LABELS:
             copy = self.home / "remembered" / f"{number}-{label}.raw"
             copy.parent.mkdir(exist_ok=True)
             source = self.lab.file(self.state["moid"], self.state["disks"][label])
@@ -120,7 +121,7 @@ class Guest:
         """
         restored = self.lab.vm(moid)
         sentences = []
-        for (label, *dummy), disk in zip(DISKS, restored["disks"]):
+        for label, disk in zip(LABELS, restored["disks"]):
             expected = self.state["remembered"][moment - 1][label]
             image = self.lab.file(moid, disk["key"])
             proof = {
