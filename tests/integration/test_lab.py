@@ -414,6 +414,18 @@ def test_consolidation(lab: Lab, guest: Callable[..., Guest], way: str) -> None:
     assert one.disk().backing.parent is None
 
 
+def test_the_first_idle_vms_are_like_all_others(lab: Lab, si: Any) -> None:
+    for name in ("idle0001", "idle0002"):
+        vm = si.content.searchIndex.FindByInventoryPath(f"DC0/vm/{name}")
+        WaitForTask(vm.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=True)))
+        WaitForTask(vm.CreateSnapshot_Task("s", "", False, False))
+        disk = next(d for d in vm.config.hardware.device if d.key == 2000)
+        assert disk.backing.parent is not None
+        assert disk.backing.changeId
+        assert lab.read(vm._moId, 2000, 0, 3) == bytes(3)
+        WaitForTask(vm.RemoveAllSnapshots_Task())
+
+
 def test_disks_that_snapshots_leave_out(lab: Lab, guest: Callable[..., Guest]) -> None:
     one = guest(
         disks=[

@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // disk is what one backing UUID stands for: a tree of files and their change tracking.
@@ -52,16 +53,6 @@ func (d *disks) host(name string) string {
 	return path.Join(d.roots[p.Datastore], simulator.VirtualDiskBackingFileName(p.Path))
 }
 
-// named is the datastore path of a raw file, or "".
-func (d *disks) named(flat string) string {
-	for name, root := range d.roots {
-		if below, ok := strings.CutPrefix(flat, root+"/"); ok {
-			return fmt.Sprintf("[%s] %s.vmdk", name, strings.TrimSuffix(below, "-flat.vmdk"))
-		}
-	}
-	return ""
-}
-
 // find returns the disk that has a file of that path, or nil.
 func (d *disks) find(name string) *disk {
 	d.mu.Lock()
@@ -89,6 +80,15 @@ func (d *disks) open(name, uuid string, capacity int64) (*disk, error) {
 	made := &disk{uuid: uuid, nodes: map[string]*node{name: {path: name, flat: flat, capacity: capacity}}}
 	d.files[name] = made
 	return made, nil
+}
+
+// owner is the disk behind a VM's device; nil if its datastore is not there.
+func (s *sim) owner(d *types.VirtualDisk, b *backing) *disk {
+	owner, err := s.disks.open(b.file.FileName, *b.uuid, d.CapacityInBytes)
+	if err != nil {
+		return nil
+	}
+	return owner
 }
 
 // extend makes a raw file of at least that size.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -235,7 +236,7 @@ func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snaps
 	knobs := s.knobs()
 	var failed error
 	config.Hardware.Device = edited(config.Hardware.Device, func(d *types.VirtualDisk, b *backing) bool {
-		owner := s.disks.find(b.file.FileName)
+		owner := s.owner(d, b)
 		if owner == nil || !b.inSnapshots() || failed != nil {
 			return false
 		}
@@ -254,7 +255,8 @@ func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snaps
 	if failed != nil {
 		return &types.FileFault{File: failed.Error()}
 	}
-	s.update(ctx, vm, map[string]any{"config": config})
+	disks := object.VirtualDeviceList(config.Hardware.Device).SelectByType((*types.VirtualDisk)(nil))
+	s.update(ctx, vm, map[string]any{"config": config, "summary.config.numVirtualDisks": int32(len(disks))})
 	tree := copyTree(roots(vm))
 	s.setTree(ctx, vm, tree, &snapshot.Self)
 	s.activate(ctx, vm)

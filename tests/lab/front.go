@@ -58,6 +58,10 @@ func (s *sim) front(next http.Handler) http.Handler {
 				http.Error(w, "not authenticated", http.StatusUnauthorized)
 				return
 			}
+			if r.Method == http.MethodDelete { // the simulator would answer it as a GET
+				http.Error(w, "use FileManager", http.StatusMethodNotAllowed)
+				return
+			}
 		default:
 			s.counts.http(r.Method + " " + r.URL.Path)
 		}

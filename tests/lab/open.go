@@ -66,9 +66,9 @@ func (s *sim) resolve(ctx *simulator.Context, vm *simulator.VirtualMachine, snap
 	if view.raw != nil && *view.raw == string(types.VirtualDiskCompatibilityModePhysicalMode) {
 		return "", 0, &vixError{vixFail, path + " is a raw device in physical mode"}
 	}
-	owner, err := s.disks.open(path, *view.uuid, d.CapacityInBytes)
-	if err != nil {
-		return "", 0, &vixError{vixFileNotFound, err.Error()}
+	owner := s.owner(d, view)
+	if owner == nil {
+		return "", 0, &vixError{vixFileNotFound, path + " has no file"}
 	}
 	n := owner.node(path)
 	if write {
@@ -91,13 +91,4 @@ func diskAt(devices []types.BaseVirtualDevice, path string) (found *types.Virtua
 		}
 	})
 	return found, view
-}
-
-// markWritten tells change tracking of a write that went past the lab, into a raw file.
-func (s *sim) markWritten(flat string, offset, length int64) {
-	if owner := s.disks.find(s.disks.named(flat)); owner != nil {
-		owner.mu.Lock()
-		defer owner.mu.Unlock()
-		owner.track.mark(extent{offset, length})
-	}
 }

@@ -51,7 +51,7 @@ func (s *sim) changedAreas(ctx *simulator.Context, vm *simulator.VirtualMachine,
 	fileFault := func() (types.DiskChangeInfo, types.BaseMethodFault, string) {
 		return none, &types.FileFault{File: b.file.FileName}, "Error caused by file " + b.file.FileName
 	}
-	owner := s.disks.find(b.file.FileName)
+	owner := s.owner(d, b)
 	if owner == nil || !b.inSnapshots() {
 		return fileFault()
 	}

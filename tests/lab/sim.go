@@ -96,6 +96,9 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		}
 		return nil, nil
 	}
+	if strings.HasPrefix(m.This.Type, "Guest") { // some of the simulator's answers leave the VM locked
+		return nil, &types.GuestOperationsUnavailable{}
+	}
 	s.collectors.meet(ctx.Session, s.common)
 	if m.Name == "Logout" {
 		s.collectors.leave(s.reg, s.common, ctx.Session.Key)

@@ -141,8 +141,8 @@ func (s *sim) takeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine,
 // trackedNow are the VM's disks whose tracking is active.
 func (s *sim) trackedNow(vm *simulator.VirtualMachine) map[*disk]bool {
 	out := map[*disk]bool{}
-	eachDisk(vm.Config.Hardware.Device, func(_ *types.VirtualDisk, b *backing) {
-		if owner := s.disks.find(b.file.FileName); owner != nil {
+	eachDisk(vm.Config.Hardware.Device, func(d *types.VirtualDisk, b *backing) {
+		if owner := s.owner(d, b); owner != nil {
 			owner.mu.Lock()
 			out[owner] = owner.track.current != nil
 			owner.mu.Unlock()
@@ -157,7 +157,7 @@ func (s *sim) freeze(ctx *simulator.Context, vm *simulator.VirtualMachine, wasTr
 	points := map[int32]string{}
 	var failed error
 	devices := edited(vm.Config.Hardware.Device, func(d *types.VirtualDisk, b *backing) bool {
-		owner := s.disks.find(b.file.FileName)
+		owner := s.owner(d, b)
 		if !b.inSnapshots() || owner == nil || failed != nil {
 			return false
 		}

@@ -74,9 +74,9 @@ func (s *sim) onDisk(f func(target, diskParams) (any, error)) verb {
 			if d == nil {
 				return nil, fmt.Errorf("VM %s has no disk %d", p.VM, p.Key)
 			}
-			owner, err := s.disks.open(view.file.FileName, *view.uuid, d.CapacityInBytes)
-			if err != nil {
-				return nil, err
+			owner := s.owner(d, view)
+			if owner == nil {
+				return nil, fmt.Errorf("%s has no file", view.file.FileName)
 			}
 			return f(target{ctx, vm, d, view, owner, owner.node(view.file.FileName)}, p)
 		})
@@ -254,8 +254,8 @@ func (s *sim) crashVerb(p struct {
 // crash ends a VM without its consent; change tracking does not survive it unless told so.
 func (s *sim) crash(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
 	if s.knobs().OnCrash == "reset" {
-		eachDisk(vm.Config.Hardware.Device, func(_ *types.VirtualDisk, b *backing) {
-			if owner := s.disks.find(b.file.FileName); owner != nil {
+		eachDisk(vm.Config.Hardware.Device, func(d *types.VirtualDisk, b *backing) {
+			if owner := s.owner(d, b); owner != nil {
 				owner.mu.Lock()
 				if owner.track.current != nil {
 					owner.track.on(len(owner.nodes) > 1)

@@ -70,7 +70,16 @@ func (s *sim) settle(ctx *simulator.Context, vm *simulator.VirtualMachine, remov
 	}
 	var version int
 	_, _ = fmt.Sscanf(vm.Config.Version, "vmx-%d", &version)
-	s.update(ctx, vm, map[string]any{"capability.changeTrackingSupported": version >= 7})
+	capability := vm.Capability
+	capability.ChangeTrackingSupported = version >= 7
+	for _, can := range []*bool{
+		&capability.SnapshotOperationsSupported, &capability.MultipleSnapshotsSupported, &capability.SnapshotConfigSupported,
+		&capability.PoweredOffSnapshotsSupported, &capability.MemorySnapshotsSupported, &capability.RevertToSnapshotSupported,
+		&capability.QuiescedSnapshotsSupported,
+	} {
+		*can = true
+	}
+	s.update(ctx, vm, map[string]any{"capability": capability})
 	return nil
 }
 
@@ -168,8 +177,8 @@ func (s *sim) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine) type
 func (s *sim) owners(ctx *simulator.Context, vm *simulator.VirtualMachine) (out []*disk) {
 	seen := map[*disk]bool{}
 	s.eachHolder(ctx, vm, func(devices []types.BaseVirtualDevice) {
-		eachDisk(devices, func(_ *types.VirtualDisk, b *backing) {
-			if owner := s.disks.find(b.file.FileName); owner != nil && !seen[owner] {
+		eachDisk(devices, func(d *types.VirtualDisk, b *backing) {
+			if owner := s.owner(d, b); owner != nil && !seen[owner] {
 				seen[owner] = true
 				out = append(out, owner)
 			}
@@ -202,7 +211,7 @@ func (s *sim) activate(ctx *simulator.Context, vm *simulator.VirtualMachine) {
 	knobs := s.knobs()
 	options := append([]types.BaseOptionValue(nil), vm.Config.ExtraConfig...)
 	devices := edited(vm.Config.Hardware.Device, func(d *types.VirtualDisk, b *backing) bool {
-		owner := s.disks.find(b.file.FileName)
+		owner := s.owner(d, b)
 		if owner == nil {
 			return false
 		}
