@@ -1,5 +1,5 @@
 # `make test` and `make demo` do all their own set-up. Everything that is built lies in .build/.
-# Only relative paths are used here, so the clone may lie in any directory.
+# The clone may lie in any directory whose path has no space.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -132,6 +132,8 @@ provide_go() {
     go_is_enough "$PWD/.build/bin/go" || die "no usable Go; tests/lab/go.mod asks for $(sed -n 's/^go //p' tests/lab/go.mod)"
 }
 
+# Ansible starts background jobs by an unquoted path of their Python.
+[[ $PWD != *[[:space:]]* ]] || die "the path of this clone contains a space, which Ansible's async cannot bear; move it"
 python=$(find_python)
 install_system_packages "$python"
 [ -n "$python" ] || python=$(find_python)
