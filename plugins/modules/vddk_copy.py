@@ -84,7 +84,7 @@ options:
         more is read than has changed.
     type: int
   request_depth:
-    description: Requests in flight per disk. If it is not set, as many as make up 16 MiB, and at most 64.
+    description: Requests in flight per disk. If it is not set, as many as make up 8 MiB, and at most 64.
     type: int
   target_is_zero:
     description:
@@ -300,6 +300,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
@@ -328,9 +329,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     with Connection(_options.endpoint(params)) as c:
         vm, disks = _look(c, params)
         access = _access(c, params, vm)
+        # A host on its own knows no Storage vMotion, and VDDK reports that as an error.
+        movable = c.is_vcenter
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
-        return _copy(module, watch, vm, disks, access, directory)
+        return _copy(module, watch, vm, disks, access, movable, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -374,7 +377,13 @@ def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[s
 
 
 def _copy(
-    module: AnsibleModule, watch: Watch, vm: dict[str, Any], disks: list[Disk], access: dict[str, Any], directory: str
+    module: AnsibleModule,
+    watch: Watch,
+    vm: dict[str, Any],
+    disks: list[Disk],
+    access: dict[str, Any],
+    movable: bool,
+    directory: str,
 ) -> dict[str, Any]:
     """Plan all copies, then run them."""
     params = module.params
@@ -396,7 +405,9 @@ def _copy(
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
     if not module.check_mode:
-        results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
+        guarded = movable and any(result["changed"] for result in plan)
+        with _unmoved(module, plugin, access, vm) if guarded else nullcontext():
+            results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
         results = [{**_COUNTS, **result} for result in results]
     for result in results:
         for warning in result["warnings"]:
@@ -409,6 +420,12 @@ def _copy(
         "seconds": round(time.monotonic() - started, 3),
         "diff": plans.diff(plan),
     }
+
+
+def _unmoved(
+    module: AnsibleModule, plugin: vddk.Plugin, access: dict[str, Any], vm: dict[str, Any]
+) -> AbstractContextManager[None]:
+    return vddk.prepared(plugin, access, lambda text: module.warn(f"{vm['name']}: {text}"))
 
 
 def _task(

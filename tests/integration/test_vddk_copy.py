@@ -153,6 +153,26 @@ def test_other_transport_than_wanted_is_told(machine):
     assert len(result["warnings"]) == 2
 
 
+def test_storage_vmotion_is_forbidden_meanwhile(machine):
+    """A run that could not allow it again is made good by the next one."""
+    snapshot = machine.snapshot()
+    machine.lab.vddk(faults=[{"op": "end", "code": 13, "count": 1}])
+    result = machine.copy(snapshot)
+    assert f"Storage vMotion of {machine.moid} again" in str(result["warnings"])
+    assert f"moref={machine.moid}" in machine.lab.vddk()["prepared"]
+    (machine.directory / f"disk-{machine.keys[0]}.qcow2").unlink()
+    assert "warnings" not in machine.copy(snapshot)
+    assert f"moref={machine.moid}" not in machine.lab.vddk()["prepared"]
+
+
+def test_copies_although_storage_vmotion_cannot_be_forbidden(machine):
+    machine.lab.vddk(faults=[{"op": "prepare", "code": 3014, "count": 1}])
+    result = machine.copy(machine.snapshot())
+    assert result["changed"]
+    assert len(result["warnings"]) == 1
+    assert "Forbidding Storage vMotion" in str(result["warnings"])
+
+
 def test_lost_in_the_middle_then_gone_on_with(machine, tmp_path):
     """The cause is VDDK's own, with a next step; the disk without trouble is copied."""
     snapshot = machine.snapshot()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged
@@ -47,7 +48,11 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
         _begin(task, settings, identity)
         request = jobs.request_size(settings, work)
     outcome = _fill(task, settings, watch, chain, work, request)
-    _keep_or_discard(task, identity, outcome)
+    with ThreadPoolExecutor(max_workers=1) as background:
+        # The storage takes what was written while the processor hashes it.
+        kept = background.submit(_keep_or_discard, task, identity, outcome)
+        sha256 = None if outcome.error else _digest(task, watch)
+        kept.result()
     if outcome.error:
         raise task.disk.error or outcome.error
     if settings.verify:
@@ -58,7 +63,7 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
         "capacity": task.capacity,
         "bytes_read": outcome.tally.read,
         "bytes_stored": os.path.getsize(task.image),
-        "sha256": _digest(task, watch),
+        "sha256": sha256,
         **jobs.figures(outcome.tally.read, outcome.seconds),
         "transport": task.disk.transport,
         "warnings": task.disk.warnings,

@@ -26,7 +26,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, copy, servers
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 
-_QUEUE = 16 * areas.MIB  # bytes in flight per disk: what bounds the memory of a copy
+_QUEUE = 8 * areas.MIB  # bytes in flight per disk: bounds the memory of a copy, and more of them gain nothing
 _MOST_REQUESTS = 64
 
 

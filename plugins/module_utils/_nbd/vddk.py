@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +43,54 @@ def ship(directory: str, library_dir: str) -> Plugin:
     return Plugin(plugins.ship(directory), plugins.environment(directory, library_dir))
 
 
+@contextmanager
+def prepared(plugin: Plugin, parameters: Mapping[str, Any], warn: Callable[[str], None]) -> Iterator[None]:
+    """Forbid Storage vMotion of the VM meanwhile, as VMware asks of who reads or writes its disks.
+
+    Remains of dead runs are cleared first: a VM that stayed forbidden, and disks that hotadd left on this proxy.
+    The copy does not depend on any of it, so what goes wrong is only told.
+
+    :param parameters: those of the VM's disks, ``path`` need not be among them
+    :param warn: takes a sentence
+    """
+    if "hotadd" in parameters["transports"].split(":"):
+        _call("cleanup", plugin, parameters, warn)
+    forbidden = _call("prepare", plugin, parameters, warn)
+    try:
+        yield
+    finally:
+        if forbidden:
+            _call("end", plugin, parameters, warn)
+
+
+def _call(verb: str, plugin: Plugin, parameters: Mapping[str, Any], warn: Callable[[str], None]) -> bool:
+    """Run one of the plugin's calls about a whole VM; returns whether it did what it should."""
+    with _secret(parameters) as descriptor:
+        done = subprocess.run(
+            [sys.executable, plugin.script, verb, f"parameters=-{descriptor}"],
+            env={**os.environ, **plugin.environment},
+            pass_fds=(descriptor,),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        warn(done.stderr.strip().rpartition("\n")[2] or f"The library's {verb} ended with status {done.returncode}.")
+    return done.returncode == 0
+
+
+@contextmanager
+def _secret(parameters: Mapping[str, Any]) -> Iterator[int]:
+    """A descriptor from which a child process can read the plugin's parameters."""
+    descriptor = inheritable(os.memfd_create("parameters"))
+    try:
+        os.write(descriptor, json.dumps(dict(parameters)).encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(frozen=True)
 class VddkDisk:
     """One disk behind VMware's library.
@@ -56,13 +106,8 @@ class VddkDisk:
     @contextmanager
     def open(self) -> Iterator[Disk]:
         """The disk for one start of nbdkit."""
-        secrets = inheritable(os.memfd_create("parameters"))
-        try:
-            os.write(secrets, json.dumps({**self.parameters, "status_file": self.status_file}).encode())
-            os.lseek(secrets, 0, os.SEEK_SET)
+        with _secret({**self.parameters, "status_file": self.status_file}) as secrets:
             yield Disk(("python", self.plugin.script), secrets, self.plugin.environment)
-        finally:
-            os.close(secrets)
 
     @property
     def transport(self) -> str | None:
