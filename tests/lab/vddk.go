@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -49,6 +50,7 @@ type vddkKnobs struct {
 	BlocksDelayMS float64     `json:"blocks_delay_ms"` // of each QueryAllocatedBlocks
 	CheckThread   bool        `json:"check_thread"`    // Open, Close and QueryAllocatedBlocks from one thread only
 	Variant       string      `json:"variant"`         // "", no-blocks, 6.5
+	Thumbprint    string      `json:"thumbprint"`      // of the certificate that the library gets to see; "": the right one
 	Faults        []vddkFault `json:"faults"`
 }
 
@@ -195,6 +197,7 @@ type vddkChange struct {
 	BlocksDelayMS *float64     `json:"blocks_delay_ms"`
 	CheckThread   *bool        `json:"check_thread"`
 	Variant       *string      `json:"variant"`
+	Thumbprint    *string      `json:"thumbprint"`
 	Faults        *[]vddkFault `json:"faults"`
 }
 
@@ -207,6 +210,7 @@ func (c vddkChange) apply(k *vddkKnobs) {
 	set(&k.BlocksDelayMS, c.BlocksDelayMS)
 	set(&k.CheckThread, c.CheckThread)
 	set(&k.Variant, c.Variant)
+	set(&k.Thumbprint, c.Thumbprint)
 	set(&k.Faults, c.Faults)
 }
 
@@ -265,7 +269,7 @@ func (v *vddk) connect(q lines) lines {
 }
 
 func (v *vddk) open(q lines) lines {
-	if !strings.EqualFold(q["thumbprint"], v.s.ready.Thumbprint) {
+	if !strings.EqualFold(q["thumbprint"], cmp.Or(v.knobs.Thumbprint, v.s.ready.Thumbprint)) {
 		return denied(vixFail, "thumbprint does not match")
 	}
 	h := &vddkHandle{VM: strings.TrimPrefix(q["vm"], "moref="), Snapshot: q["snapshot"], Path: q["path"], Write: q["write"] == "1"}
