@@ -1,0 +1,266 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the tests of the roles share: a lab with a repository, real runs of the playbooks, and what they must leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
+
+MIB = 1 << 20
+BACKUP, RESTORE = "holdfast.backup.backup", "holdfast.backup.restore"
+COPY = "Copy | Copy the disks"
+Hosts = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Machine:
+    """A VM of the lab. ``foreign`` are its snapshots that are not ours and must stay."""
+
+    lab: Lab
+    name: str
+    moid: str
+    uuid: str
+    disks: list[dict[str, Any]]
+    foreign: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, disk: int, offset: int, data: bytes) -> None:
+        """As the guest would; ``disk`` counts from 0."""
+        self.lab.write(self.moid, self.disks[disk]["key"], offset, data)
+
+    def content(self, disk: int) -> bytes:
+        return self.lab.read(self.moid, self.disks[disk]["key"])
+
+    def contents(self) -> dict[str, bytes]:
+        """The bytes of each disk by its backing UUID."""
+        return {disk["backing_uuid"]: self.content(number) for number, disk in enumerate(self.disks)}
+
+    @property
+    def snapshots(self) -> list[dict[str, Any]]:
+        return self.lab.snapshots(self.moid)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one host: the events that the callback recorder wrote."""
+
+    events: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> bool:
+        [stats] = [event["result"] for event in self.events if event["status"] == "stats"]
+        return bool(stats["failures"] or stats["unreachable"])
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """Results of the tasks that failed, in order."""
+        return [event["result"] for event in self.events if event["status"] == "failed"]
+
+    @property
+    def message(self) -> str:
+        """The last thing said of the failure."""
+        return self.failures[-1]["msg"]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The fact that the role leaves."""
+        facts = [event["result"].get("ansible_facts", {}) for event in self.events]
+        return next(value for fact in reversed(facts) for name, value in fact.items() if name.endswith("_result"))
+
+    @property
+    def summary(self) -> list[str]:
+        """The lines that the role shows at its end."""
+        return next(e["result"]["msg"] for e in reversed(self.events) if e["task"] == "Report | Show the result")
+
+    def disk(self, key: int) -> dict[str, Any]:
+        return next(disk for disk in self.result["disks"] if disk["key"] == key)
+
+    def of(self, task: str) -> dict[str, Any]:
+        """The result of a task, by the end of its name."""
+        return next(event["result"] for event in self.events if event["task"].endswith(task))
+
+
+class Run:
+    """One ansible-playbook, running or ended."""
+
+    def __init__(self, command: list[str], env: dict[str, str], directory: Path) -> None:
+        self._output, self._record = directory / "output", directory / "record"
+        self._record.touch()
+        with open(self._output, "wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env={**env, "RECORD": str(self._record)},
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def end(self, rc: int | None = None, timeout: float = 100) -> Run:
+        """Wait for the end, and for the status if one is expected."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        assert rc is None or status == rc, f"ansible-playbook: {status}, not {rc}\n{self.output}"
+        return self
+
+    @cached_property
+    def _events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._record.read_text().splitlines()]
+
+    def __getitem__(self, host: str) -> Outcome:
+        return Outcome([event for event in self._events if event["host"] == host])
+
+
+class Site:
+    """A lab, a repository for its VMs, and everything a run of a playbook leaves, below one directory."""
+
+    def __init__(self, lab: Lab, home: Path) -> None:
+        self.lab, self.home = lab, home
+        self.repository = home / "repository"
+        self.repository.mkdir()
+        self._runs = 0
+
+    def machine(self, name: str, disks: list[Any], **spec: Any) -> Machine:
+        """A running VM with tracked disks whose first 64 KiB and last sector hold data."""
+        given = {"power": "poweredOn", "tools": "running", "tracking": True, **spec}
+        vm = self.lab.create_vm(name, disks=disks, **given)
+        made = Machine(self.lab, name, vm["moid"], vm["instance_uuid"], vm["disks"])
+        for number, disk in enumerate(made.disks):
+            made.write(number, 0, os.urandom(65536))
+            made.write(number, disk["capacity"] - 512, os.urandom(512))
+        return made
+
+    def variables(self) -> dict[str, Any]:
+        """What all hosts of an inventory share."""
+        common = {"repository": str(self.repository), "vddk_libdir": self.lab.vddk_libdir}
+        both = {f"vm_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
+        return {**both, "vm_backup_copy_retries": 0}
+
+    def start(self, playbook: str, hosts: Hosts, args: list[str] | None = None, **groups: Hosts) -> Run:
+        """Start a playbook for hosts with variables of their own; further groups by their names."""
+        self._runs += 1
+        directory = self.home / f"run-{self._runs}"
+        directory.mkdir()
+        children = {name: {"hosts": members} for name, members in groups.items()}
+        everything = {"hosts": hosts, "vars": self.variables(), "children": children}
+        (directory / "inventory.json").write_text(json.dumps({"all": everything}))
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.json", playbook]
+        return Run([*command, *(args or [])], self._environment(), directory)
+
+    def run(self, playbook: str, hosts: Hosts, rc: int | None = 0, **more: Any) -> Run:
+        """Run a playbook to its end, with the exit status expected."""
+        return self.start(playbook, hosts, **more).end(rc)
+
+    def points(self, machine: Machine, repository: Path | None = None) -> list[dict[str, Any]]:
+        """The restore points of a VM, each of them whole, and nothing beside them; oldest first."""
+        repository = repository or self.repository
+        assert leftovers(repository, machine.uuid) == []
+        if not any((repository / machine.uuid).iterdir()):
+            return []
+        asked = {"repository": str(repository), "instance_uuid": machine.uuid, "verify": "content"}
+        found = modules.run("restore_point_info", asked)["restore_points"]
+        assert [point["verified"] for point in found if not point["verified"]["ok"]] == []
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        here = Path(__file__).parent
+        temporary = self.home / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return {
+            **os.environ,
+            **self.lab.env(),
+            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build" / "collections"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(here / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "recorder",
+            "ANSIBLE_HOME": str(self.home / "ansible"),
+            "ANSIBLE_LOCAL_TEMP": str(temporary / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(temporary / "remote"),
+            "ANSIBLE_ASYNC_DIR": str(temporary / "async"),
+            "TMPDIR": str(temporary),
+            "ANSIBLE_LOCALHOST_WARNING": "0",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_FORKS": "4",
+        }
+
+
+def leftovers(repository: Path, uuid: str) -> list[str]:
+    """What lies in the directory of a VM beside complete restore points."""
+    directory = repository / uuid
+    names = os.listdir(directory) if directory.is_dir() else []
+    return sorted(name for name in names if not re.fullmatch(r"\d{8}T\d{6}Z", name))
+
+
+def contents(point: dict[str, Any]) -> dict[str, bytes]:
+    """The bytes of each disk of a restore point by its backing UUID, as qemu-img sees them."""
+    return {disk["backing_uuid"]: image_content(disk["path"], disk["capacity"]) for disk in point["disks"]}
+
+
+def image_content(path: str | os.PathLike[str], capacity: int) -> bytes:
+    """The bytes of a qcow2 image with all below it."""
+    with tempfile.TemporaryDirectory() as directory:
+        raw = Path(directory) / "raw"
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw], check=True)
+        return raw.read_bytes()[:capacity]
+
+
+def tree(directory: Path) -> dict[str, tuple[Any, ...]]:
+    """Every name below a directory with what tells whether it was touched."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        status = path.lstat()
+        found[str(path.relative_to(directory))] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def processes(*texts: str) -> dict[int, list[str]]:
+    """Arguments of the running processes whose arguments hold all the texts, by process ID."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if all(text in " ".join(arguments) for text in texts):
+                    found[int(entry.name)] = arguments
+    return found
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 30) -> Any:
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+@contextlib.contextmanager
+def mounted(directory: Path, *options: str) -> Iterator[None]:
+    """A file system over a directory, for root: ``mounted(path, "-t", "tmpfs", "-o", "size=8m", "none")``."""
+    subprocess.run(["mount", *options, directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
