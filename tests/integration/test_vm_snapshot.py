@@ -119,7 +119,7 @@ def test_requests_of_a_run_with_nothing_to_do(vm, by, action):
         "uuid": {"moid": None, "uuid": vm.record["instance_uuid"], "use_instance_uuid": True},
     }[by]
     assert not vm.run(**selection, **action)["changed"]
-    assert vm.requests() <= {"moid": 5, "name": 6, "uuid": 6}[by]
+    assert vm.requests() <= {"moid": 5, "name": 7, "uuid": 6}[by]
 
 
 def test_one_of_that_name_is_enough(vm):

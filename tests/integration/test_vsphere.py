@@ -331,12 +331,12 @@ def path_of(c, record):
     [
         (lambda record, path: {"moid": record["moid"]}, 1),
         (lambda record, path: {"uuid": record["instance_uuid"], "use_instance_uuid": True}, 2),
-        (lambda record, path: {"name": "find-web"}, 2),
+        (lambda record, path: {"name": "find-web"}, 3),
         (lambda record, path: {"name": "find-web", "folder": path.rsplit("/", 1)[0]}, 2),
         (lambda record, path: {"name": "find-web", "folder": path.rsplit("/", 1)[0] + "/"}, 2),
         (lambda record, path: {"name": "find-web", "folder": FOLDER}, 3),
         (lambda record, path: {"name": "find-web", "folder": FOLDER, "datacenter": path.split("/")[1]}, 3),
-        (lambda record, path: {"name": "find-web", "datacenter": path.split("/")[1]}, 3),
+        (lambda record, path: {"name": "find-web", "datacenter": path.split("/")[1]}, 4),
     ],
 )
 def test_one_vm_is_found_in_few_requests(lab, c, places, selection, requests):
