@@ -1,0 +1,193 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Requests and wall time of each module, idle and acting, in small and large inventories, beside the peers.
+
+Every module runs in a process of its own, from Python's start to its end; the lab counts the requests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.holdfast.backup.tests.benchmarks import measure
+from ansible_collections.holdfast.backup.tests.benchmarks.machine import (
+    MIB,
+    OURS,
+    Machine,
+    empty,
+    run_module,
+    setting,
+    workplace,
+)
+from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
+from ansible_collections.holdfast.backup.tests.lab.client import BUILD, Lab
+
+PEERS = BUILD / "peers"
+COLLECTIONS = ("community.vmware", "vmware.vmware")
+NEWEST_PYTHON = "3.14"  # the newest `ansible` asks for a newer Python than its collections do
+MOST_IDLE = 8  # requests
+
+
+def section() -> Section:
+    """Measure all sizes of inventory."""
+    runs, sizes = int(setting("RUNS", "3")), [int(size) for size in setting("VMS", "10,2000").split(",")]
+    report = Section("Requests and time of each module", {"runs": runs, **_get_peers()})
+    place = workplace("api", 0, in_memory=False)
+    found: dict[tuple[str, str, str], dict[int, Any]] = {}
+    try:
+        for size in sizes:
+            with Lab.start(vms=size) as lab:
+                counter = Counter(lab)
+                for run in range(runs):
+                    _ours(counter, Machine(lab, f"bench-{run}", 64 * MIB), empty(place / f"repository-{size}-{run}"))
+                    for collection in COLLECTIONS:
+                        _peer(counter, collection, f"peer-{collection}-{run}")
+                for step, results in counter.found.items():
+                    found.setdefault(step, {})[size] = results
+    finally:
+        shutil.rmtree(place.parent, ignore_errors=True)
+    for (what, state, collection), by_size in sorted(found.items()):
+        report.rows.append({"what": what, "state": state, "collection": collection, **_columns(by_size)})
+    report.raw = {" / ".join(step): results for step, results in found.items()}
+    _judge(report, sizes)
+    return report
+
+
+class Counter:
+    """Runs modules against a lab and remembers what each cost."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+
+    def step(self, what: str, state: str, module: str, /, **args: Any) -> dict[str, Any]:
+        """Run a module of ours, or one whose collection is named; returns its result.
+
+        :param what: the job that is done, the same for all collections
+        :param state: ``acting`` or ``idle``, which the module must confirm
+        """
+        collection = OURS if "." not in module else module.rpartition(".")[0]
+        self.lab.requests(reset=True)
+        result, cost = run_module(module, args, {"SSL_CERT_FILE": self.lab.ca_file})
+        assert state == "info" or result.get("changed", False) == (state == "acting"), (module, state, result)
+        self.found.setdefault((what, state, collection), []).append(
+            {"requests": self.lab.requests()["total"], "seconds": cost.seconds, "cpu": cost.cpu}
+        )
+        return result
+
+
+def _ours(counter: Counter, machine: Machine, repository: Path) -> None:
+    """Every module of ours, acting and idle, in the order of a backup."""
+    lab = machine.lab
+    vm = {**lab.module_args(), "moid": machine.moid}
+    untracked = {**lab.module_args(), "moid": lab.create_vm(f"{machine.vm['name']}-untracked", disks=[MIB])["moid"]}
+    for state in ("acting", "idle"):
+        counter.step("switch change tracking on", state, "disk_changed_areas", tracking="enabled", **untracked)
+    disks = counter.step("look whether changes are tracked", "idle", "disk_changed_areas", **vm)["disks"]
+
+    begin = {"repository": str(repository), "vm": machine.vm, "disks": disks}
+    point = counter.step("begin a restore point", "acting", "restore_point", **begin)["restore_point"]
+    begin.update(id=point["id"], run=point["run"])
+    counter.step("begin a restore point", "idle", "restore_point", **begin)
+
+    for state in ("acting", "idle"):
+        taken = counter.step("create a snapshot", state, "vm_snapshot", snapshot_name="bench", **vm)
+    snapshot = taken["snapshot"]["moid"]
+    counter.step("list snapshots", "info", "vm_snapshot_info", **vm)
+    by_name = {**lab.module_args(), "name": machine.vm["name"]}
+    counter.step("list snapshots, VM by name", "info", "vm_snapshot_info", **by_name)
+    for state in ("acting", "idle"):
+        counter.step("save the configuration", state, "vm_config", state="captured", path=point["path"], **vm)
+    lab.write(machine.moid, machine.key, 0, b"x" * MIB)
+    since = [{"disk": machine.key, "change_id": "*", "parent": "none"}]
+    counter.step("ask for changed areas", "info", "disk_changed_areas", snapshot=snapshot, since=since, **vm)
+    copy = {"snapshot": snapshot, "vddk_libdir": lab.vddk_libdir, "image_dir": point["path"]}
+    for state in ("acting", "idle"):
+        copied = counter.step("copy a disk", state, "vddk_copy", disks=[{"disk": machine.key}], **copy, **vm)
+    absent = {"state": "absent", "snapshot_name": "bench"}
+    for state in ("acting", "idle"):
+        counter.step("remove a snapshot", state, "vm_snapshot", **absent, **vm)
+
+    end = {**begin, "state": "completed", "disks": copied["disks"]}
+    for state in ("acting", "idle"):
+        counter.step("complete a restore point", state, "restore_point", **end)
+    counter.step("list restore points", "info", "restore_point_info", repository=str(repository))
+    _make_anew(counter, machine, Path(point["path"].removesuffix(".partial")) / "config.json")
+
+
+def _make_anew(counter: Counter, machine: Machine, config: Path) -> None:
+    """What a restore does besides copying."""
+    name = {**machine.lab.module_args(), "name": f"{machine.vm['name']}-anew"}
+    anew = {**name, "state": "present", "config": str(config), "restore_id": "bench"}
+    for state in ("acting", "idle"):
+        counter.step("create a VM from its configuration", state, "vm_config", **anew)
+    for state in ("acting", "idle"):
+        counter.step("remove an unfinished VM", state, "vm_config", state="absent", **name)
+
+
+def _peer(counter: Counter, collection: str, name: str) -> None:
+    """What a peer has of it, on a VM of its own."""
+    lab = counter.lab
+    connection = {key: value for key, value in lab.module_args().items() if key != "ca_path"}
+    vm = {**connection, "moid": lab.create_vm(name, disks=[MIB])["moid"], "datacenter": "DC0"}
+    named = {**connection, "name": name, "datacenter": "DC0", "folder": "/DC0/vm"}
+    prefix = "vmware_guest" if collection == "community.vmware" else "vm"
+    module, info = f"{collection}.{prefix}_snapshot", f"{collection}.{prefix}_snapshot_info"
+    for state in ("acting", "idle"):
+        counter.step("create a snapshot", state, module, snapshot_name="bench", **vm)
+    counter.step("list snapshots", "info", info, **vm)
+    counter.step("list snapshots, VM by name", "info", info, **named)
+    for state in ("acting", "idle"):
+        counter.step("remove a snapshot", state, module, state="absent", snapshot_name="bench", **vm)
+
+
+def _columns(by_size: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+    def middle(size: int, key: str) -> float:
+        return measure.median([one[key] for one in by_size[size]])
+
+    requests = {f"requests, {size} VMs": int(middle(size, "requests")) for size in by_size}
+    return {**requests, **{f"seconds, {size} VMs": middle(size, "seconds") for size in by_size}}
+
+
+def _judge(report: Section, sizes: list[int]) -> None:
+    ours = [row for row in report.rows if row["collection"] == OURS]
+    counts = [[row[f"requests, {size} VMs"] for size in sizes] for row in ours]
+    idle = [count for row, count in zip(ours, counts) if row["state"] != "acting"]
+    report.at_most("requests of a module that changes nothing", max(map(max, idle)), MOST_IDLE)
+    report.at_most("requests more in the largest inventory", max(count[-1] - count[0] for count in counts), 0)
+
+
+def _get_peers() -> dict[str, str]:
+    """Unpack the peers from the newest `ansible` package; returns their versions."""
+    if not any(PEERS.glob("*.whl")):
+        options = ["--no-deps", "--only-binary=:all:", "--python-version", NEWEST_PYTHON, "--dest", str(PEERS)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "download",
+            *options,
+            "ansible",
+        ]
+        subprocess.run(command, check=True)
+    wheel = max(PEERS.glob("*.whl"))
+    roots = tuple(f"ansible_collections/{collection.replace('.', '/')}/" for collection in COLLECTIONS)
+    with zipfile.ZipFile(wheel) as package:
+        package.extractall(PEERS, [name for name in package.namelist() if name.startswith(roots)])
+    return {"ansible": wheel.name.split("-")[1], **dict(_versions(roots))}
+
+
+def _versions(roots: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for collection, root in zip(COLLECTIONS, roots):
+        manifest = json.loads((PEERS / root / "MANIFEST.json").read_text())
+        yield collection, manifest["collection_info"]["version"]
