@@ -19,11 +19,12 @@ type preparation struct {
 	devices []types.BaseVirtualDevice // as they will be
 	renamed map[int32]int32           // a client's temporary keys
 	removed []string                  // disk files whose deletion is asked for
+	sizes   map[int32]int64           // of edited disks, in bytes: the simulator knows whole KiB only
 }
 
 // prepare checks and completes the device changes of a spec in place.
 func (s *sim) prepare(devices []types.BaseVirtualDevice, spec *types.VirtualMachineConfigSpec) (*preparation, types.BaseMethodFault) {
-	p := &preparation{s: s, devices: append([]types.BaseVirtualDevice(nil), devices...), renamed: map[int32]int32{}}
+	p := &preparation{s: s, devices: append([]types.BaseVirtualDevice(nil), devices...), renamed: map[int32]int32{}, sizes: map[int32]int64{}}
 	for i, change := range spec.DeviceChange {
 		c := change.GetVirtualDeviceConfigSpec()
 		invalid := types.InvalidDeviceSpec{InvalidVmConfig: types.InvalidVmConfig{Property: "configSpec.deviceChange"}, DeviceIndex: int32(i)}
@@ -276,7 +277,9 @@ func (p *preparation) edit(c *types.VirtualDeviceConfigSpec) bool {
 	if size < was.CapacityInBytes || (size > was.CapacityInBytes && owner != nil && owner.files() > 1) {
 		return false // disks don't shrink, nor grow under a snapshot
 	}
-	next.CapacityInBytes, next.CapacityInKB = size, size/1024
+	p.sizes[next.Key] = size
+	next.CapacityInKB = (size + 1023) / 1024
+	next.CapacityInBytes = next.CapacityInKB * 1024
 	if now != nil {
 		if now.file.FileName != "" && now.file.FileName != old.file.FileName {
 			return false

@@ -41,6 +41,13 @@ func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 	if _, fault := s.inner(ctx, body.Res.Returnval); fault != nil {
 		return fault
 	}
+	s.setDevices(ctx, vm, edited(vm.Config.Hardware.Device, func(d *types.VirtualDisk, _ *backing) bool {
+		size, ok := p.sizes[d.Key]
+		if ok {
+			d.CapacityInBytes, d.CapacityInKB = size, size/1024
+		}
+		return ok
+	}))
 	return s.settle(ctx, vm, p.removed)
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from datetime import datetime
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     files,
     images,
@@ -92,5 +92,7 @@ def _check_images(repository: Repository, partial: str, point: Point, check_imag
     for disk in point.disks:
         path = os.path.join(partial, disk.image)
         images.check(path, disk)
+        if disk.size != disk.bytes_stored:  # the hash that the copy took is of another file then
+            raise Damaged(f"{path} has {disk.size} bytes, it was copied with {disk.bytes_stored}.", images.NEXT_STEP)
         points.chain(readable, point, disk)
         images.check_structure(path, check_image)

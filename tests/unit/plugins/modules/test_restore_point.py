@@ -406,6 +406,13 @@ def test_completed_refuses_a_broken_qcow2(backup: Backup) -> None:
     assert "qemu-img finds" in refused(backup, spoil)
 
 
+def test_completed_refuses_an_image_that_is_not_the_one_that_was_hashed(backup: Backup) -> None:
+    def spoil(image: Path, result: dict[str, Any]) -> None:
+        os.truncate(image, image.stat().st_size - 1)
+
+    assert "it was copied with" in refused(backup, spoil)
+
+
 def test_completed_refuses_an_external_data_file(backup: Backup, tmp_path: Path) -> None:
     def spoil(image: Path, result: dict[str, Any]) -> None:
         image.unlink()
