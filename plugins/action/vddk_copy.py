@@ -117,7 +117,7 @@ class ActionModule(ActionBase):
             job = self._start(directory, task_vars)
             if "ansible_job_id" in job:
                 self._watch(directory, job["results_file"])
-                job = self._collect(job["ansible_job_id"], task_vars)
+                job = self._collect(job["ansible_job_id"], job["results_file"], task_vars)
             result.update(job)
         return result
 
@@ -202,12 +202,9 @@ class ActionModule(ActionBase):
                 # Until it has a result, Ansible's job file begins with "started".
                 return text, not job.startswith('{"started"'), job.endswith("running\n")
 
-    def _collect(self, job: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def _collect(self, job: str, results_file: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """The result of the finished job, whose files are removed."""
-        options = {
-            "jid": job,
-            "_async_dir": self._remote_expand_user(self.get_shell_option("async_dir", "~/.ansible_async")),
-        }
+        options = {"jid": job, "_async_dir": os.path.dirname(results_file)}
 
         def ask(mode: str) -> dict[str, Any]:
             return self._execute_module("ansible.legacy.async_status", {**options, "mode": mode}, task_vars=task_vars)
