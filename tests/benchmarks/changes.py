@@ -91,7 +91,7 @@ def _append(source: Path, target: Path) -> dict[str, Any]:
 
 def _random_file(path: Path, size: int) -> None:
     with open("/dev/urandom", "rb") as source, open(path, "wb") as target:
-        for _ in range(size // MIB):
+        for dummy in range(size // MIB):
             target.write(source.read(MIB))
     measure.sync(path)
 

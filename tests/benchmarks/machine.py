@@ -30,7 +30,7 @@ def setting(name: str, default: str) -> str:
 
 def run_module(name: str, args: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> tuple[dict, Cost]:
     """Run a module, of ours if no collection is named, and return its result and what it cost."""
-    collection, _, module = (name if "." in name else f"{OURS}.{name}").rpartition(".")
+    collection, dummy, module = (name if "." in name else f"{OURS}.{name}").rpartition(".")
     task = {"module": f"ansible_collections.{collection}.plugins.modules.{module}", "args": dict(args)}
     cost = measure.run([sys.executable, RUNNER], json.dumps(task), environment)
     return json.loads(cost.output.strip().splitlines()[-1]), cost

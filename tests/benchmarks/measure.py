@@ -181,7 +181,7 @@ def _stat(process: int) -> tuple[str, list[str]]:
         text = Path(f"/proc/{process}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return "", []
-    name, _, rest = text.partition("(")[2].rpartition(") ")
+    name, dummy, rest = text.partition("(")[2].rpartition(") ")
     return name, rest.split()
 
 

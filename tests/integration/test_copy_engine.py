@@ -76,7 +76,7 @@ class Guest:
         self.changed.append((offset, len(data)))
 
     def scatter(self, writes, longest=300_000):
-        for _ in range(writes):
+        for dummy in range(writes):
             length = self.random.randrange(1, longest)
             offset = self.random.randrange(0, self.capacity - length)
             kind = self.random.randrange(3)
@@ -343,6 +343,31 @@ def test_killed_and_run_again(guest, settings, tmp_path, marked, kind, victim):
             spared += everything - result["bytes_read"]
     # Of a writer that was killed nobody knows what it still owed to the file.
     assert (spared > 0) == (victim != "qemu-nbd")
+
+
+def test_killed_with_nobody_left_to_tidy_up(guest, settings, tmp_path, marked):
+    """Kill the process that runs the copy, as the kernel does: nothing runs on, and the next run begins again."""
+    guest.write(0, random.Random(8).randbytes(40 * MIB))
+    point = task(guest, tmp_path / "i.qcow2")
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            backup(slow(point), replace(settings, request_depth=1), Watch())
+        os._exit(0)
+    while not os.path.exists(point.image) or os.path.getsize(point.image) < 4 * MIB:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            if gone(marked):
+                break
+        time.sleep(0.05)
+    assert gone(marked)
+    result = backup(point, settings, Watch())
+    assert not result["resumed"]
+    assert holds(point.image, guest.path)
 
 
 def test_resumed_full_reads_only_what_is_missing(guest, settings, tmp_path, marked):

@@ -144,7 +144,7 @@ def test_sessions_that_wait_at_once(lab: Lab, si: Any, guest: Callable[..., Gues
     """The simulator beneath tells only one of them of updates."""
     one = guest()
     lab.fault(task="createSnapshot", delay_ms=500, count=4)
-    others = [connect(lab) for _ in range(3)]
+    others = [connect(lab) for dummy in range(3)]
     task = one.vm.CreateSnapshot_Task("s", "", False, False)
     with ThreadPoolExecutor() as pool:
         waits = [pool.submit(WaitForTask, vim.Task(task._moId, other._stub), other) for other in others]
@@ -155,7 +155,7 @@ def test_sessions_that_wait_at_once(lab: Lab, si: Any, guest: Callable[..., Gues
 
 def test_requests_are_counted_by_method_and_session(lab: Lab, si: Any) -> None:
     lab.requests(reset=True)
-    for _ in range(3):
+    for dummy in range(3):
         si.CurrentTime()
     counts = lab.requests()
     assert counts["total"] == counts["methods"]["CurrentTime"] == 3
@@ -170,7 +170,7 @@ def test_datastore_files_need_a_session(lab: Lab, si: Any, guest: Callable[..., 
     assert any(f.type == "nvram" and f.name.endswith(nvram) for f in one.vm.layoutEx.file)
     url = f"https://{lab.hostname}:{lab.port}/folder/{one.vm.name}/{nvram}?dcPath=DC0&dsName=LocalDS_0"
     assert requests.get(url, verify=lab.ca_file, timeout=10).status_code == 401
-    name, _, value = si._stub.cookie.partition(";")[0].partition("=")
+    name, dummy, value = si._stub.cookie.partition(";")[0].partition("=")
     cookies = {name: value.strip('"')}
     assert len(requests.get(url, cookies=cookies, verify=lab.ca_file, timeout=10).content) == 270840
     assert requests.put(url, b"new", cookies=cookies, verify=lab.ca_file, timeout=10).ok
@@ -193,7 +193,7 @@ def test_every_property_of_a_vm_can_be_read(guest: Callable[..., Guest]) -> None
 def test_faults_of_calls(lab: Lab, si: Any) -> None:
     lab.fault(method="Current*", fault="TaskInProgress", message="busy today", skip=1, count=2)
     si.CurrentTime()
-    for _ in range(2):
+    for dummy in range(2):
         with pytest.raises(vim.fault.TaskInProgress, match="busy today"):
             si.CurrentTime()
     si.CurrentTime()
@@ -242,7 +242,7 @@ def test_random_life_of_a_disk(lab: Lab, guest: Callable[..., Guest]) -> None:
     now = bytearray(MIB)
     states: dict[str, bytes] = {}
     objects: dict[str, Any] = {}
-    for _ in range(60):
+    for dummy in range(60):
         action = rng.choice(["write", "write", "write", "trim", "take", "take", "remove", "revert"])
         if action in ("write", "trim"):
             offset = rng.randrange(MIB)
@@ -395,7 +395,7 @@ def test_quiescing(guest: Callable[..., Guest]) -> None:
 
 def test_the_snapshot_limit(guest: Callable[..., Guest]) -> None:
     one = guest()
-    for _ in range(32):
+    for dummy in range(32):
         one.snapshot()
     assert isinstance(task_fault(one.vm.CreateSnapshot_Task("s", "", False, False)), vim.fault.TooManySnapshotLevels)
 
@@ -677,7 +677,7 @@ def test_file_systems(lab: Lab, guest: Callable[..., Guest], tmp_path: Path) -> 
     first = one.snapshot()
     (tmp_path / "second").write_bytes(b"x" * 100_000)
     lab.format(one.moid, 2000, tmp_path)
-    changed = sum(length for _, length in one.areas(one.snapshot(), one.change_id(first)))
+    changed = sum(length for dummy, length in one.areas(one.snapshot(), one.change_id(first)))
     assert 100_000 < changed < 2 * MIB
     with lab.edit(one.moid, 2000) as image:
         subprocess.run(["/sbin/debugfs", "-w", "-R", "rm hello", image], capture_output=True, check=True)

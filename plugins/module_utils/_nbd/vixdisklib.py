@@ -228,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
     """``prepare|end|cleanup parameters=<where>``; returns the exit status."""
     call = CALLS.get(arguments[0]) if len(arguments) == 2 else None
     if call is None or not arguments[1].startswith("parameters="):
-        print(f"usage: vixdisklib.py {'|'.join(CALLS)} parameters=<file or -descriptor>", file=sys.stderr)
+        sys.stderr.write(f"usage: vixdisklib.py {'|'.join(CALLS)} parameters=<file or -descriptor>\n")
         return 2
     try:
         parameters = read_parameters(arguments[1].partition("=")[2])
@@ -241,10 +241,10 @@ def main(arguments: Sequence[str]) -> int:
             finally:
                 library.Exit()
     except VddkError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
 if __name__ == "__main__" and nbdkit is None:
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -65,7 +65,7 @@ ECHO = "qemu-nbd: Disconnect client, due to: Failed to send reply: Unable to wri
 )
 def test_failure_names_the_cause_and_not_the_echo(ended, messages, kind, text):
     error = copy._failure(ended, "\n".join(messages))
-    assert type(error) is kind
+    assert error.__class__ is kind
     assert text in error.message
     assert text == ECHO or ECHO not in error.message
     assert error.next_step
