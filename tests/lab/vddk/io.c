@@ -96,8 +96,8 @@ static void finish(Handle *handle, Request *request)
     pthread_mutex_unlock(&handle->lock);
     request->done(request->data, result);
     pthread_mutex_lock(&handle->lock);
-    handle->unfinished--;
-    pthread_cond_broadcast(&handle->changed);
+    if (--handle->unfinished == 0)
+        pthread_cond_broadcast(&handle->idle);
     pthread_mutex_unlock(&handle->lock);
     free(request);
 }
@@ -127,6 +127,7 @@ void io_start(Handle *handle)
     atomic_flag_clear(&handle->synchronous);
     pthread_mutex_init(&handle->lock, NULL);
     pthread_cond_init(&handle->changed, NULL);
+    pthread_cond_init(&handle->idle, NULL);
     handle->server_count = handle->behaviour.inline_callbacks ? 0 : handle->behaviour.servers;
     handle->servers = calloc((size_t)handle->server_count + 1, sizeof *handle->servers);
     for (int i = 0; i < handle->server_count; i++)
@@ -205,7 +206,7 @@ EXPORT VixError VixDiskLib_Wait(Handle *handle)
         return violation(INVALID_HANDLE, "Wait for no handle");
     pthread_mutex_lock(&handle->lock);
     while (handle->unfinished > 0)
-        pthread_cond_wait(&handle->changed, &handle->lock);
+        pthread_cond_wait(&handle->idle, &handle->lock);
     pthread_mutex_unlock(&handle->lock);
     return OK;
 }

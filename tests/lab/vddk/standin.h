@@ -55,7 +55,8 @@ typedef struct {
 
     atomic_flag issuing, synchronous;
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed; /* for the servers */
+    pthread_cond_t idle;    /* nothing is unfinished */
     Request *first;
     int in_flight, most_in_flight; /* issued, not served */
     int unfinished;                /* issued, callback not yet returned */
