@@ -28,6 +28,10 @@ LONGEST = 30 * 24 * 3600  # seconds; the module keeps its own timeout
 PAUSE = 2.0  # seconds between two looks, in the long run
 SILENCE = 8.0  # seconds after which the next line of a disk is due
 LOST = 100.0  # seconds without a connection, or without a sign of the module's process, after which it counts as gone
+NO_RESULT = (
+    "The process of vddk_copy has ended without a result. "
+    "Look in the journal of the proxy, for the out-of-memory killer first; run it again."
+)
 
 _JOB = "-- job --"
 _STAGES = {"copy": "", "hash": "hashed ", "verify": "compared "}
@@ -179,7 +183,7 @@ class ActionModule(ActionBase):
             if running:
                 alive = now
             elif now - alive > LOST:
-                raise AnsibleActionFail("The process of vddk_copy has ended without a result. Run the task again.")
+                raise AnsibleActionFail(NO_RESULT)
             time.sleep(pause)
             pause = min(PAUSE, pause * 1.5)
 
@@ -211,6 +215,9 @@ class ActionModule(ActionBase):
 
         result = ask("status")
         ask("cleanup")
+        if result.get("failed") and "cmd" in result:  # what Ansible says when the module said nothing
+            said = result.get("stderr") or ""
+            result = {"failed": True, "msg": NO_RESULT, "error_type": "CopyFailed", "module_stderr": said}
         for name in ("started", "finished", "ansible_job_id", "results_file"):
             result.pop(name, None)
         return result
