@@ -1,0 +1,194 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What happens to copies in their middle: connections, sessions, disks and processes go, space ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.integration.roles.support import (
+    BACKUP,
+    MIB,
+    Machine,
+    Run,
+    Site,
+    contents,
+    leftovers,
+    mounted,
+    processes,
+    wait_for,
+)
+
+pytestmark = pytest.mark.xdist_group("roles interrupted")
+
+SIZE = 8 * MIB
+# Larger disks than the others, so that faults can be put where only these have bytes.
+SIZES = {"dropped": 12 * MIB, "refused": 16 * MIB}
+FAULTS = [
+    {"op": "read", "start": 9 * MIB, "length": MIB, "code": 14011, "count": 2},
+    {"op": "read", "start": 13 * MIB, "length": MIB, "code": 14009, "count": 1000},
+]
+# What the message must say of each that fails: cause and next step.
+FAILED = {
+    "refused": ("14009", "902"),
+    "gone": ("VIX_E_VM_NOT_FOUND", "run the backup again"),
+    "unsnapped": ("VIX_E_SNAPSHOT_NOTFOUND", "run the backup again"),
+    "servers": ("1: The copy failed: nbdcopy was ended by SIGKILL", "2: The copy failed: qemu-nbd was", "journal"),
+    "module": ("ended without a result", "journal"),
+    "full": ("No space left", "Make room"),
+}
+SURVIVED = ("dropped", "again")
+
+
+@dataclass(frozen=True)
+class Day:
+    machines: dict[str, Machine]
+    run: Run
+    held: dict[str, dict[str, bytes]]
+    small: Path
+
+
+def _slow(site: Site) -> None:
+    """Copies of 1 MiB per half a second."""
+    site.lab.vddk(latency_ms=500, in_flight=1)
+
+
+def _wait_for_copy(machine: Machine) -> int:
+    """Wait until all disks of a VM are being read; the process of nbdkit that reads one of them."""
+
+    def readers() -> list[int]:
+        return [handle["pid"] for handle in machine.lab.vddk()["open"] if handle["vm"] == machine.moid]
+
+    return wait_for(lambda: len(readers()) == len(machine.disks) and readers(), 60)[0]
+
+
+def _copier(machine: Machine, program: str, disk: int = 0) -> int:
+    """The process of a program that works on an image of the VM."""
+    found = processes(f"/{machine.uuid}/", f"disk-{machine.disks[disk]['key']}.qcow2")
+    return next(process for process, arguments in found.items() if Path(arguments[0]).name == program)
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.fixture(scope="module")
+def small(site: Site) -> Iterator[Path]:
+    """A file system with room for less than a disk."""
+    directory = site.home / "small"
+    directory.mkdir()
+    if os.geteuid():
+        yield directory
+        return
+    with mounted(directory, "-t", "tmpfs", "-o", "size=4m", "none"):
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def day(site: Site, small: Path) -> Day:
+    """One run in which each VM's copy is interrupted in its own way. Some VMs have a restore point already."""
+    names = [*FAILED, *SURVIVED]
+    if os.geteuid():
+        names.remove("full")
+    machines = {name: site.machine(name, [SIZES.get(name, SIZE)] * (2 if name == "servers" else 1)) for name in names}
+    for name in ("refused", "unsnapped", "module"):
+        site.backup(machines[name])
+        site.snapshot(machines[name])
+    for machine in machines.values():
+        for number, disk in enumerate(machine.disks):
+            machine.write(number, 0, os.urandom(disk["capacity"]))
+    held = {name: machine.contents() for name, machine in machines.items()}
+    site.lab.vddk(faults=FAULTS)
+    _slow(site)
+    hosts: dict = {name: {} for name in names}
+    hosts["again"] = {"vm_backup_copy_retries": 1}
+    if "full" in hosts:
+        hosts["full"] = {"vm_backup_repository": str(small)}
+    run = site.start(BACKUP, hosts)
+    os.kill(_wait_for_copy(machines["again"]), signal.SIGKILL)
+    _wait_for_copy(machines["servers"])
+    os.kill(_copier(machines["servers"], "nbdcopy", disk=0), signal.SIGKILL)
+    os.kill(_copier(machines["servers"], "qemu-nbd", disk=1), signal.SIGKILL)
+    _wait_for_copy(machines["module"])
+    os.kill(_parent(_copier(machines["module"], "nbdcopy")), signal.SIGKILL)
+    _wait_for_copy(machines["gone"])
+    site.lab.destroy_vm(machines["gone"].moid)
+    _wait_for_copy(machines["unsnapped"])
+    ours = {"moid": machines["unsnapped"].moid, "stamp": {"job": f"vm_backup {site.repository}"}}
+    assert modules.run("vm_snapshot", {**site.lab.module_args(), **ours, "state": "absent"})["changed"]
+    _wait_for_copy(machines["dropped"])
+    site.lab.expire_sessions()
+    site.lab.drop_connections()
+    run.end(2)
+    site.lab.vddk(reset=True)
+    return Day(machines, run, held, small)
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_failed(day: Day, name: str):
+    if name not in day.machines:
+        pytest.skip("only root can make a small file system")
+    outcome = day.run[name]
+    assert outcome.failed
+    assert f"No restore point of {name} was made" in outcome.message
+    assert [text for text in FAILED[name] if text not in outcome.message] == [], outcome.message
+
+
+@pytest.mark.parametrize("name", SURVIVED)
+def test_survived(site: Site, day: Day, name: str):
+    """A connection that comes back, sessions that expire, and, with a second try, a server that was killed."""
+    assert not day.run[name].failed
+    [point] = site.points(day.machines[name])
+    assert contents(point) == day.held[name]
+
+
+def test_nothing_is_left(site: Site, day: Day):
+    """Earlier restore points are whole, no snapshot of ours and no process is left."""
+    for name, machine in day.machines.items():
+        assert leftovers(day.small if name == "full" else site.repository, machine.uuid) == []
+        if name != "gone":
+            assert machine.snapshots == machine.foreign
+        assert processes(f"/{machine.uuid}/") == {}
+    for name in ("refused", "unsnapped", "module"):
+        assert len(site.points(day.machines[name])) == 1
+
+
+def test_next_run(site: Site, day: Day):
+    names = [name for name in FAILED if name in day.machines and name != "gone"]
+    hosts: dict = {name: {} for name in names}
+    if "full" in hosts:
+        hosts["full"] = {"vm_backup_repository": str(day.small), "vm_backup_exclude_disks": []}
+        day.machines["full"].write(0, 0, bytes(6 * MIB))
+    run = site.run(BACKUP, hosts)
+    for name in names:
+        machine = day.machines[name]
+        assert not run[name].failed
+        assert contents(site.points(machine, day.small if name == "full" else None)[-1]) == machine.contents()
+        assert machine.snapshots == machine.foreign
+
+
+def test_killed_playbook(site: Site):
+    """The copy of a playbook that was killed does not get in the way of the next run, and ends."""
+    machine = site.machine("orphan", [SIZE])
+    site.backup(machine)
+    machine.write(0, 0, os.urandom(SIZE))
+    _slow(site)
+    killed = site.start(BACKUP, {"orphan": {}})
+    _wait_for_copy(machine)
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    site.lab.vddk(reset=True)
+    assert leftovers(site.repository, machine.uuid)
+    run = site.run(BACKUP, {"orphan": {}})
+    assert [disk["kind"] for disk in run["orphan"].result["disks"]] == ["incremental"]
+    wait_for(lambda: not processes(f"/{machine.uuid}/"))
+    assert machine.snapshots == []
+    older, newer = site.points(machine)
+    assert contents(newer) == machine.contents() != contents(older)
