@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 from contextlib import redirect_stdout
+from types import ModuleType
 from typing import Any
 
 from ansible.module_utils.common import warnings as module_warnings
@@ -25,13 +26,18 @@ class ModuleFailed(Exception):
         self.result = result
 
 
+def load(name: str) -> ModuleType:
+    """Import a module of the collection."""
+    return importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+
+
 def run(name: str, args: dict[str, Any], check: bool = False, diff: bool = False, fail: bool = False) -> dict[str, Any]:
     """Run one module: ``run("vm_snapshot", args, check=True, diff=True)``; returns its result.
 
     :param fail: the module must fail, and its answer is returned
     :raises ModuleFailed: the module failed
     """
-    module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+    module = load(name)
     given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
     output = io.StringIO()
     module_warnings._global_warnings.clear()  # they would gather from module to module in one process

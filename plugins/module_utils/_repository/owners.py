@@ -74,11 +74,11 @@ def _is_ansible(pid: int) -> bool:
 
 
 def _status(pid: int) -> tuple[int, int]:
-    """Parent and start of a process; zeros when it is not to be seen."""
+    """Parent and start of a process; zeros when it is not to be seen, start -1 when it has ended unnoticed."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name, in brackets, may hold anything: the fields are counted from its end.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return 0, 0
-    return int(fields[1]), int(fields[19])
+    return int(fields[1]), -1 if fields[0] == b"Z" else int(fields[19])

@@ -140,13 +140,14 @@ def test_an_owner_that_runs_here_is_alive_however_silent(
         locks.acquire(vm, "second")
 
 
+@pytest.mark.parametrize("noticed_by_its_parent", [True, False])
 def test_an_owner_that_was_killed_here_is_dead_at_once(
-    vm: str, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    vm: str, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, noticed_by_its_parent: bool
 ) -> None:
     owned_by(monkeypatch, told(process.pid))
     locks.acquire(vm, "first")
     process.kill()
-    process.wait()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | (0 if noticed_by_its_parent else os.WNOWAIT))
     dead = locks.acquire(vm, "second")
     assert dead is not None
     assert dead.run == "first"
