@@ -26,19 +26,19 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-@pytest.fixture(scope="session")
-def _session_lab() -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def _lab_of_file() -> Iterator[Lab]:
     with Lab.start(vms=2, datastores=2) as lab:
         yield lab
 
 
 @pytest.fixture
-def lab(_session_lab: Lab) -> Lab:
-    """The one lab of this test process: no faults, counters at zero. VMs of other tests remain."""
-    _session_lab.clear_faults()
-    _session_lab.vddk(reset=True)
-    _session_lab.requests(reset=True)
-    return _session_lab
+def lab(_lab_of_file: Lab) -> Lab:
+    """The lab of this file of tests: no faults, counters at zero. VMs and sessions of its other tests remain."""
+    _lab_of_file.clear_faults()
+    _lab_of_file.vddk(reset=True)
+    _lab_of_file.requests(reset=True)
+    return _lab_of_file
 
 
 @pytest.fixture

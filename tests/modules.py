@@ -11,7 +11,9 @@ import json
 from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
+from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings as module_warnings
 from ansible.module_utils.testing import patch_module_args
 
@@ -41,7 +43,9 @@ def run(name: str, args: dict[str, Any], check: bool = False, diff: bool = False
     given = {**args, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_verbosity": 0}
     output = io.StringIO()
     module_warnings._global_warnings.clear()  # they would gather from module to module in one process
-    with patch_module_args(given), redirect_stdout(output):
+    # Another test may have imported what belongs to the controller, where warnings go to the display.
+    target = mock.patch.object(_internal, "is_controller", False)
+    with target, patch_module_args(given), redirect_stdout(output):
         try:
             module.main()
         except SystemExit:

@@ -304,9 +304,9 @@ FOLDER = "find/production/web"
 
 
 @pytest.fixture(scope="module")
-def places(_session_lab):
+def places(_lab_of_file):
     """VMs in nested folders, two of one name, one with characters that vCenter escapes."""
-    lab = _session_lab
+    lab = _lab_of_file
     made = {
         "web": lab.create_vm("find-web", disks=[], folder=FOLDER),
         "twin1": lab.create_vm("find-twin", disks=[], folder="find/a"),
