@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,7 +123,7 @@ class Run:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def end(self, rc: int | None = None, timeout: float = 100) -> Run:
+    def end(self, rc: int | None = None, timeout: float = 500) -> Run:
         """Wait for the end, and for the status if one is expected."""
         try:
             status = self.process.wait(timeout)
@@ -136,6 +136,11 @@ class Run:
     @cached_property
     def _events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._record.read_text().splitlines()]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The host of each task that ran, in the order of their ends."""
+        return [event["host"] for event in self._events if event["status"] != "stats"]
 
     def __getitem__(self, host: str) -> Outcome:
         return Outcome([event for event in self._events if event["host"] == host])
@@ -166,8 +171,14 @@ class Site:
         both = {f"vm_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
         return {**both, "vm_backup_copy_retries": 0}
 
-    def start(self, playbook: str, hosts: Hosts, args: list[str] | None = None, **groups: Hosts) -> Run:
-        """Start a playbook for hosts with variables of their own; further groups by their names."""
+    def start(
+        self, playbook: str, hosts: Hosts, args: Sequence[str] = (), without: Sequence[str] = (), **groups: Hosts
+    ) -> Run:
+        """Start a playbook for hosts with variables of their own.
+
+        :param without: environment variables to leave out
+        :param groups: further groups of hosts
+        """
         self._runs += 1
         directory = self.home / f"run-{self._runs}"
         directory.mkdir()
@@ -175,7 +186,8 @@ class Site:
         everything = {"hosts": hosts, "vars": self.variables(), "children": children}
         (directory / "inventory.json").write_text(json.dumps({"all": everything}))
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.json", playbook]
-        return Run([*command, *(args or [])], self._environment(), directory)
+        environment = {name: value for name, value in self._environment().items() if name not in without}
+        return Run([*command, *args], environment, directory)
 
     def run(self, playbook: str, hosts: Hosts, rc: int | None = 0, **more: Any) -> Run:
         """Run a playbook to its end, with the exit status expected."""

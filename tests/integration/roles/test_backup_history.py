@@ -18,7 +18,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     contents,
 )
 
-pytestmark = pytest.mark.xdist_group("roles history")
+pytestmark = [pytest.mark.xdist_group("roles history"), pytest.mark.timeout(600)]
 
 ODD = MIB + 3 * 512  # bytes, no multiple of 64 KiB
 

@@ -26,7 +26,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     wait_for,
 )
 
-pytestmark = pytest.mark.xdist_group("roles interrupted")
+pytestmark = [pytest.mark.xdist_group("roles interrupted"), pytest.mark.timeout(600)]
 
 SIZE = 8 * MIB
 # Larger disks than the others, so that faults can be put where only these have bytes.
@@ -60,13 +60,14 @@ def _slow(site: Site) -> None:
     site.lab.vddk(latency_ms=500, in_flight=1)
 
 
-def _wait_for_copy(machine: Machine) -> int:
-    """Wait until all disks of a VM are being read; the process of nbdkit that reads one of them."""
+def _readers(machine: Machine) -> list[int]:
+    """The processes of nbdkit that have a disk of the VM open."""
+    return [handle["pid"] for handle in machine.lab.vddk()["open"] if handle["vm"] == machine.moid]
 
-    def readers() -> list[int]:
-        return [handle["pid"] for handle in machine.lab.vddk()["open"] if handle["vm"] == machine.moid]
 
-    return wait_for(lambda: len(readers()) == len(machine.disks) and readers(), 60)[0]
+def _is_copied(machine: Machine) -> bool:
+    """Whether all disks of a VM are being read."""
+    return len(_readers(machine)) == len(machine.disks)
 
 
 def _copier(machine: Machine, program: str, disk: int = 0) -> int:
@@ -77,6 +78,17 @@ def _copier(machine: Machine, program: str, disk: int = 0) -> int:
 
 def _parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _kill_servers(machine: Machine) -> None:
+    """Of one disk's copy nbdcopy, of the other's the server that writes the image."""
+    for disk, program in enumerate(("nbdcopy", "qemu-nbd")):
+        os.kill(_copier(machine, program, disk), signal.SIGKILL)
+
+
+def _remove_snapshot(site: Site, machine: Machine) -> None:
+    ours = {"moid": machine.moid, "stamp": {"job": f"vm_backup {site.repository}"}}
+    assert modules.run("vm_snapshot", {**site.lab.module_args(), **ours, "state": "absent"})["changed"]
 
 
 @pytest.fixture(scope="module")
@@ -112,20 +124,17 @@ def day(site: Site, small: Path) -> Day:
     if "full" in hosts:
         hosts["full"] = {"vm_backup_repository": str(small)}
     run = site.start(BACKUP, hosts)
-    os.kill(_wait_for_copy(machines["again"]), signal.SIGKILL)
-    _wait_for_copy(machines["servers"])
-    os.kill(_copier(machines["servers"], "nbdcopy", disk=0), signal.SIGKILL)
-    os.kill(_copier(machines["servers"], "qemu-nbd", disk=1), signal.SIGKILL)
-    _wait_for_copy(machines["module"])
-    os.kill(_parent(_copier(machines["module"], "nbdcopy")), signal.SIGKILL)
-    _wait_for_copy(machines["gone"])
-    site.lab.destroy_vm(machines["gone"].moid)
-    _wait_for_copy(machines["unsnapped"])
-    ours = {"moid": machines["unsnapped"].moid, "stamp": {"job": f"vm_backup {site.repository}"}}
-    assert modules.run("vm_snapshot", {**site.lab.module_args(), **ours, "state": "absent"})["changed"]
-    _wait_for_copy(machines["dropped"])
-    site.lab.expire_sessions()
-    site.lab.drop_connections()
+    waiting = {
+        "again": lambda vm: os.kill(_readers(vm)[0], signal.SIGKILL),
+        "servers": _kill_servers,
+        "module": lambda vm: os.kill(_parent(_copier(vm, "nbdcopy")), signal.SIGKILL),
+        "gone": lambda vm: site.lab.destroy_vm(vm.moid),
+        "unsnapped": lambda vm: _remove_snapshot(site, vm),
+        "dropped": lambda vm: (site.lab.expire_sessions(), site.lab.drop_connections()),
+    }
+    while waiting:
+        name = wait_for(lambda: next((name for name in waiting if _is_copied(machines[name])), None), 60)
+        waiting.pop(name)(machines[name])
     run.end(2)
     site.lab.vddk(reset=True)
     return Day(machines, run, held, small)
@@ -181,7 +190,7 @@ def test_killed_playbook(site: Site):
     machine.write(0, 0, os.urandom(SIZE))
     _slow(site)
     killed = site.start(BACKUP, {"orphan": {}})
-    _wait_for_copy(machine)
+    wait_for(lambda: _is_copied(machine), 60)
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
     site.lab.vddk(reset=True)

@@ -31,7 +31,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 )
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
-pytestmark = pytest.mark.xdist_group("roles refused")
+pytestmark = [pytest.mark.xdist_group("roles refused"), pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -113,6 +113,19 @@ def repository_read_only(days: BadDays) -> dict[str, Any]:
     return days.of_web(repository=str(repository))
 
 
+def locked(days: BadDays) -> dict[str, Any]:
+    """By a run that is not known to be dead."""
+    repository = days.directory("locked")
+    vm = {"name": "web", "moid": days.web.moid, "instance_uuid": days.web.uuid}
+    modules.run("restore_point", {"repository": str(repository), "vm": vm, "disks": [], "run": "another"})
+    return days.of_web(repository=str(repository), lock_timeout=1)
+
+
+def shared_disk(days: BadDays) -> dict[str, Any]:
+    days.machine("cluster", [MIB, {"size": MIB, "sharing": "sharingMultiWriter"}])
+    return {}
+
+
 def snapshot_limit(days: BadDays) -> dict[str, Any]:
     deep = days.machine("deep", [MIB])
     with Connection(Endpoint(**days.site.lab.module_args())) as c:
@@ -178,6 +191,8 @@ DAYS = [
     Day("absent", repository_absent, ("absent",)),
     Day("newer", repository_of_newer_format, ("newer", "99")),
     Day("read-only", repository_read_only, ("read-only",)),
+    Day("locked", locked, ("locked", "run another", "lock_timeout")),
+    Day("cluster", shared_disk, ("cluster", "Hard disk 2", "shared")),
     Day("deep", snapshot_limit, ("deep", "32")),
     Day("loud", quiesce_fault, ("loud", "quiesc")),
     Day("bookless", library_missing, ("bookless", "no-vddk")),

@@ -25,7 +25,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     wait_for,
 )
 
-pytestmark = pytest.mark.xdist_group("roles restore")
+pytestmark = [pytest.mark.xdist_group("roles restore"), pytest.mark.timeout(600)]
 
 ODD = 2 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 Moment = dict[str, bytes]  # what each disk held, by its backing UUID
