@@ -84,7 +84,7 @@ options:
         more is read than has changed.
     type: int
   request_depth:
-    description: Requests in flight per disk. If it is not set, as many as make up 8 MiB, and at most 64.
+    description: Requests in flight per disk. If it is not set, as many as make up 8 MiB, and at most 32.
     type: int
   target_is_zero:
     description:

@@ -27,7 +27,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas,
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 
 _QUEUE = 8 * areas.MIB  # bytes in flight per disk: bounds the memory of a copy, and more of them gain nothing
-_MOST_REQUESTS = 64
+_MOST_REQUESTS = 32  # the disk plugin has no more in flight either
 
 
 class DiskAccess(Protocol):
