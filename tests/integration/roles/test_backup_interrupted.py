@@ -164,7 +164,7 @@ def test_nothing_is_left(site: Site, day: Day):
         assert leftovers(day.small if name == "full" else site.repository, machine.uuid) == []
         if name != "gone":
             assert machine.snapshots == machine.foreign
-        assert processes(f"/{machine.uuid}/") == {}
+        wait_for(lambda vm=machine: not processes(f"/{vm.uuid}/"))
     for name in ("refused", "unsnapped", "module"):
         assert len(site.points(day.machines[name])) == 1
 
