@@ -21,6 +21,10 @@ from hypothesis import HealthCheck, settings
 
 COLLECTION = "ansible_collections.holdfast.backup"
 
+# For what tests start: it finds the collection and Ansible's programs as in an activated environment.
+os.environ["PYTHONPATH"] = str(REPOSITORY / ".build" / "collections")
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
 # How fast a machine is while it runs other tests says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

@@ -162,8 +162,19 @@ def test_what_is_written_is_tracked(lab, run_module, tmp_path, ending):
     if ending == "close":
         subprocess.run(["nbdcopy", "--destination-is-zero", "--flush", "--", str(source), *target], check=True)
     else:
-        lab.vddk(latency_ms=100, in_flight=1)
-        copy = ["nbdcopy", "--destination-is-zero", "--request-size=1048576", "--", str(source), *target]
+        # There is more to write, so that the kill comes in the second request's two seconds.
+        source.write_bytes(os.urandom(2 * MIB))
+        os.truncate(source, CAPACITY)
+        lab.vddk(latency_ms=2000, in_flight=1)
+        copy = [
+            "nbdcopy",
+            "--destination-is-zero",
+            "--requests=1",
+            "--request-size=1048576",
+            "--",
+            str(source),
+            *target,
+        ]
         with subprocess.Popen(copy, stderr=subprocess.DEVNULL) as process:
             (handle,) = wait_for(lambda: lab.vddk()["open"])
             wait_for(lambda: lab.read(guest.moid, guest.key, 0, MIB) == source.read_bytes()[:MIB])
