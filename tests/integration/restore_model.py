@@ -98,7 +98,7 @@ class Machine:
 
     def write(self) -> str:
         """A few writes of all kinds."""
-        return ", ".join(self._write_once() for _ in range(self.dice.randint(1, 5)))
+        return ", ".join(self._write_once() for _write in range(self.dice.randint(1, 5)))
 
     def _write_once(self) -> str:
         disk, dice = self.any_disk(), self.dice
