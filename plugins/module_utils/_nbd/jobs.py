@@ -150,7 +150,8 @@ def transfer(
     def tell(tally: copy.Tally) -> None:
         passed = tally.read + tally.written
         done, of = (tally.position, task.capacity) if total is None else (passed, total)
-        watch.tell(task.name, stage, done, of, passed)
+        # It works in several places at a time, so that the end may be reached before all is done.
+        watch.tell(task.name, stage, min(done, of - 1), of, passed)
 
     depth = settings.request_depth or min(_MOST_REQUESTS, _QUEUE // request)
     options = ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
