@@ -32,6 +32,8 @@ options:
         taken as they are.
       - An item written by hand needs C(disk) (key, label or backing UUID) and C(change_id). The change ID V(*) asks for
         all areas in use; VMware deprecated it.
+      - With C(snapshot_time), the tasks that vCenter remembers are asked whether the virtual machine was reverted to a
+        snapshot since then. Its disks are copied in full if so.
       - A disk without an item is copied in full.
       - Needs O(snapshot).
     type: list
@@ -257,6 +259,7 @@ import contextlib
 import errno
 import itertools
 import os
+from datetime import datetime
 from typing import Any, Iterator
 
 from ansible.module_utils.basic import AnsibleModule
@@ -264,7 +267,12 @@ from ansible_collections.holdfast.backup.plugins.module_utils import _options
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NoSpace, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking, changed_areas, inventory
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    change_tracking,
+    changed_areas,
+    inventory,
+    reverts,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices, pick
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
@@ -317,6 +325,7 @@ def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
     in_snapshot, host = _snapshot(c, vm, module.params["snapshot"], properties.get("runtime.host"))
     wanted = _wanted(in_snapshot, module.params["disks"])
     since = changed_areas.match(module.params["since"] or (), in_snapshot)
+    reverted = _last_revert(c, vm, [since.get(disk.key) for disk in wanted])
     asked = itertools.count()
     results: list[dict[str, Any]] = []
     files: dict[str, Content] = {}
@@ -328,7 +337,7 @@ def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
 
         for disk in wanted:
             record = since.get(disk.key)
-            decision = changed_areas.decide(disk, record, query, arithmetic.normalise, host)
+            decision = changed_areas.decide(disk, record, query, arithmetic.normalise, host, reverted)
             if decision.warning:
                 module.warn(decision.warning)
             path = None
@@ -361,6 +370,12 @@ def _snapshot(c: Connection, vm: Any, moid: str, host: Any) -> tuple[list[Disk],
     product = read.get(host, {}).get("summary.config.product")
     known = changed_areas.Host(product.version, product.build) if product else None
     return from_devices(frozen["config.hardware.device"]), known
+
+
+def _last_revert(c: Connection, vm: Any, records: list[changed_areas.Since | None]) -> datetime | None:
+    """When the VM was last reverted to a snapshot, asked only if it can matter."""
+    moments = [record.snapshot_time for record in records if record and record.change_id and record.snapshot_time]
+    return reverts.newest(c, vm, min(moments)) if moments else None
 
 
 def _picked(disks: list[Disk], selectors: list[Any] | None) -> list[Disk]:

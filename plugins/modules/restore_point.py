@@ -227,6 +227,10 @@ since:
       description: Bytes that the disk had then. Null when not known.
       type: int
       sample: 1073741824
+    snapshot_time:
+      description: When the snapshot of the earlier restore point was made. Null when a full copy is needed.
+      type: str
+      sample: "2026-11-19T02:15:03Z"
     parent:
       description: The image to stand on. Null when a full copy is needed.
       type: str

@@ -17,9 +17,11 @@ import subprocess
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import parse_time
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
@@ -76,6 +78,7 @@ class Machine:
         self.moid: str = vm["moid"]
         self.disks: dict[int, Disk] = {}
         self.snapshots: dict[str, dict[int, Disk]] = {}  # users' snapshots, by moid
+        self.reverted = datetime.fromtimestamp(0, timezone.utc)
         for disk in vm["disks"]:
             self._adopt(disk)
 
@@ -188,6 +191,7 @@ class Machine:
             return f"there must be one first: {self.snapshot()}"
         moid = self.dice.choice(sorted(self.snapshots))
         self._call(moid, "RevertToSnapshot_Task")
+        self.reverted = datetime.now(timezone.utc)
         self.disks = {key: disk.copy() for key, disk in self.snapshots[moid].items()}
         self._lose_track(self.disks.values())
         return moid
@@ -273,10 +277,12 @@ class Repository:
         found = set()
         for disk in self.machine.disks.values():
             points = [point for point in manifests if disk.backing_uuid in self.moments[point]]
-            if points and self.moments[points[-1]][disk.backing_uuid].tracking is disk.tracking:
-                newest = record(points[-1], disk.backing_uuid)
-                if newest["change_id"] and length(newest) < longest:
-                    found.add(disk.backing_uuid)
+            if not points or self.moments[points[-1]][disk.backing_uuid].tracking is not disk.tracking:
+                continue
+            newest = record(points[-1], disk.backing_uuid)
+            taken = parse_time(manifests[points[-1]]["snapshot_time"])
+            if newest["change_id"] and length(newest) < longest and taken > self.machine.reverted:
+                found.add(disk.backing_uuid)
         return found
 
     def assert_tidy(self) -> None:

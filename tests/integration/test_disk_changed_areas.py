@@ -11,10 +11,13 @@ import signal
 import threading
 import time
 import uuid
+from datetime import timedelta
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking, reverts, tasks
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -467,6 +470,39 @@ def test_a_run_cancelled_while_the_snapshot_is_removed_ends_that_first(guest, ca
     assert vm.lab.snapshots(vm.moid) == []
 
 
+# reverts
+
+
+def test_a_revert_that_the_change_ids_do_not_tell_of(guest, monkeypatch):
+    """The tasks of vCenter do. Without the time of the earlier snapshot there is nothing to ask them for."""
+    monkeypatch.setattr(reverts, "MARGIN", timedelta(0))
+    vm = guest()
+    vm.lab.tracking(on_revert="silent")
+    user = vm.snapshot()
+    vm.scribble(9, seed=1)
+    taken = vm.run("vm_snapshot", state="present", snapshot_name="backup")["snapshot"]
+    since = vm.remember(taken["moid"])
+    told = [{**record, "snapshot_time": taken["creation_time"]} for record in since]
+    vm.run("vm_snapshot", state="absent", snapshot_id=taken["id"])
+    assert vm.query(vm.snapshot(keep=True), told)["disks"][0]["kind"] == "incremental"
+
+    with Connection(Endpoint(**vm.lab.module_args())) as c:
+        tasks.wait(c, vim.vm.Snapshot(user, c.stub).RevertToSnapshot_Task(), timeout=30)
+    snapshot = vm.snapshot(keep=True)
+    missed = vm.query(snapshot, since)["disks"][0]
+    assert (missed["kind"], missed["areas"]) == ("incremental", 0), "the lab is not silent"
+    disk = vm.query(snapshot, told)["disks"][0]
+    assert (disk["kind"], disk["areas"]) == ("full", None)
+    assert "was reverted to a snapshot at" in disk["reason"]
+
+
+@pytest.mark.parametrize("text", ["yesterday", 7, ["2026-11-19T02:15:00Z"]])
+def test_a_time_of_the_snapshot_that_is_none(guest, text):
+    vm = guest()
+    failed = vm.query(vm.snapshot(), [{"disk": 2000, "change_id": "52 aa/1", "snapshot_time": text}], fail=True)
+    assert "is no time like" in failed["msg"]
+
+
 # what it costs
 
 
@@ -484,6 +520,8 @@ def test_requests(guest):
     assert cost(snapshot=snapshot) == 5
     assert cost(snapshot=snapshot, since=since) == 5 + 2
     assert cost(snapshot=snapshot, since=since, api="vi_json") == 5 + 2 + 3
+    timed = [{**record, "snapshot_time": "2026-11-19T02:15:03Z"} for record in since]
+    assert cost(snapshot=snapshot, since=timed) == 5 + 2 + 2
     assert vm.lab.sessions() == []
 
 

@@ -23,8 +23,8 @@ FULL = "full"
 class Since:
     """What is known of a disk from the newest restore point that has it.
 
-    ``reason`` says why a full copy is needed; ``change_id``, ``parent`` (absolute path of the image to stand
-    on) and ``parent_id`` are then None. ``capacity`` is the earlier record's, in bytes.
+    ``reason`` says why a full copy is needed; ``change_id``, ``snapshot_time``, ``parent`` (absolute path of the
+    image to stand on) and ``parent_id`` are then None. ``capacity`` is the earlier record's, in bytes.
     """
 
     backing_uuid: str
@@ -32,6 +32,7 @@ class Since:
     label: str
     change_id: str | None
     capacity: int | None
+    snapshot_time: str | None
     parent: str | None
     parent_id: str | None
     reason: str | None
@@ -57,7 +58,7 @@ def _plan_disk(
     repository: Repository, entries: Sequence[Entry], disk: Mapping[str, Any], mode: str, max_chain: int
 ) -> Since:
     def full(reason: str, capacity: int | None = None) -> Since:
-        return Since(disk["backing_uuid"], disk["key"], disk["label"], None, capacity, None, None, reason)
+        return Since(disk["backing_uuid"], disk["key"], disk["label"], None, capacity, None, None, None, reason)
 
     if mode == FULL:
         return full("asked for")
@@ -76,7 +77,7 @@ def _plan_disk(
         return full(f"chain is {len(links)} long", newest.capacity)
     return Since(
         disk["backing_uuid"], disk["key"], disk["label"], newest.change_id, newest.capacity,
-        image_path(repository, links[-1]), point.id, None,
+        point.snapshot_time, image_path(repository, links[-1]), point.id, None,
     )  # fmt: skip
 
 

@@ -17,11 +17,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, VsphereFault
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import reverts
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import timestamp
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson, reference
 
 Area = tuple[int, int]
@@ -65,6 +68,7 @@ class Host(NamedTuple):
 class Since:
     """What the earlier restore point knows of a disk; unknown parts are None.
 
+    :param snapshot_time: when the snapshot was made that the restore point was copied from
     :param reason: why the owner of the restore point wants a full copy all the same
     :param parent: path of the image that an incremental one would be laid over
     """
@@ -72,6 +76,7 @@ class Since:
     change_id: str | None = None
     capacity: int | None = None
     backing_uuid: str | None = None
+    snapshot_time: datetime | None = None
     reason: str | None = None
     parent: str | None = None
     parent_id: str | None = None
@@ -80,11 +85,13 @@ class Since:
     def from_record(cls, record: Mapping[str, Any]) -> Since:
         """From an item of restore_point's ``since`` or one written by hand; what it has besides is left out."""
         known = {name: record.get(name) for name in cls.__dataclass_fields__}
-        try:
-            capacity = None if known["capacity"] is None else int(known["capacity"])
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"The capacity {known['capacity']!r} in since is no number of bytes.") from error
-        return cls(**{**known, "capacity": capacity})
+        kinds = {"capacity": (int, "number of bytes"), "snapshot_time": (_moment, "time like 2026-11-20T02:15:00Z")}
+        for name, (kind, words) in kinds.items():
+            try:
+                known[name] = None if known[name] is None else kind(known[name])
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InvalidInput(f"The {name} {known[name]!r} in since is no {words}.") from error
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,11 @@ def parse_change_id(text: str) -> ChangeId:
     if not match:
         raise InvalidInput(f"The text {text!r} is not a change ID (UUID/number).", "Copy the disk in full.")
     return ChangeId(match[1], int(match[2]))
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python before 3.11 knows no Z
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def bad_build(host: Host) -> str | None:
@@ -184,11 +196,12 @@ def page_through(query: Callable[[int], Page], capacity: int) -> list[Area]:
     raise NeedsFull(f"{MAX_PAGES} answers covered only {offset} of {capacity} bytes")
 
 
-def full_reason(disk: Disk, since: Since | None, host: Host | None) -> str | None:
+def full_reason(disk: Disk, since: Since | None, host: Host | None, reverted: datetime | None = None) -> str | None:
     """Why the server need not even be asked, or None.
 
     :param disk: the disk in the snapshot
     :param host: None when the account may not see it; hosts of today are not in the table
+    :param reverted: when the VM was last reverted to a snapshot, as far as that is known
     """
     if since is None:
         return "no earlier restore point has this disk"
@@ -205,6 +218,8 @@ def full_reason(disk: Disk, since: Since | None, host: Host | None) -> str | Non
     source = bad_build(host) if host else None
     if host and source:
         return f"ESXi {host.version} build {host.build} loses changes ({source})"
+    if reverted and since.snapshot_time and reverted >= since.snapshot_time - reverts.MARGIN:
+        return f"the virtual machine was reverted to a snapshot at {timestamp(reverted)}"
     return None if since.change_id == ALLOCATED else _broken_sequence(since.change_id, disk.change_id)
 
 
@@ -244,6 +259,7 @@ def decide(
     query: Query,
     normalise: Callable[[Sequence[Area], int, int], list[Area]],
     host: Host | None = None,
+    reverted: datetime | None = None,
 ) -> Decision:
     """Decide how one disk is copied, asking the server only when the answer could be used.
 
@@ -251,9 +267,10 @@ def decide(
     :param since: what the earlier restore point knows of it
     :param query: the changed areas by device key, offset and change ID
     :param normalise: sorts, merges and checks areas: (areas, capacity, granularity)
+    :param host: see :func:`full_reason`, as for ``reverted``
     :raises BackupError: the VM or the server is gone; a full copy would fail as well
     """
-    reason = full_reason(disk, since, host)
+    reason = full_reason(disk, since, host, reverted)
     if reason or since is None or since.change_id is None:
         return Decision("full", reason)
     change_id = since.change_id

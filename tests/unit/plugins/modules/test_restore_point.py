@@ -87,6 +87,7 @@ def test_started_says_what_each_disk_may_stand_on(backup: Backup) -> None:
         "label": "Hard disk 1",
         "change_id": "52 aa/1",
         "capacity": CAPACITY,
+        "snapshot_time": None,
         "parent": str(backup.point_directory(first) / "disk-2000.qcow2"),
         "parent_id": first["id"],
         "reason": None,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas as subject
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import reverts
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Host, Page, Since
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 KIB = 1024
 CAPACITY = 1 << 20
 BEFORE, NOW = "52 aa-bb/4", "52 aa-bb/7"
+MOMENT = datetime(2026, 11, 19, 2, 15, tzinfo=timezone.utc)
 
 
 def disk(**changes):
@@ -38,8 +41,8 @@ def never(key, offset, change_id):
     raise AssertionError("the server was asked although the answer could not be used")
 
 
-def decide(query=never, of=None, record=None, host=None):
-    return subject.decide(of or disk(), record or since(), query, arithmetic.normalise, host)
+def decide(query=never, of=None, record=None, host=None, reverted=None):
+    return subject.decide(of or disk(), record or since(), query, arithmetic.normalise, host, reverted)
 
 
 def serve(areas, cuts=()):
@@ -133,6 +136,19 @@ def test_a_broken_chain_is_a_full_copy_without_asking(of, record, says):
     decision = decide(never, disk(**of), since(**record))
     assert (decision.kind, decision.areas) == ("full", None)
     assert says in decision.reason
+
+
+@pytest.mark.parametrize("after", [timedelta(days=1), timedelta(0), -reverts.MARGIN])
+def test_a_revert_after_the_snapshot_is_a_full_copy_whatever_the_change_ids_say(after):
+    decision = decide(record=since(snapshot_time=MOMENT), reverted=MOMENT + after)
+    assert (decision.kind, "reverted to a snapshot at 2026-11-" in decision.reason) == ("full", True)
+
+
+@pytest.mark.parametrize(
+    ("moment", "reverted"), [(MOMENT, MOMENT - 2 * reverts.MARGIN), (None, MOMENT), (MOMENT, None)]
+)
+def test_an_older_revert_does_no_harm(moment, reverted):
+    assert decide(serve([]), record=since(snapshot_time=moment), reverted=reverted).kind == "incremental"
 
 
 def test_a_disk_without_record_is_a_full_copy():
