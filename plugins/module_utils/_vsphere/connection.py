@@ -41,11 +41,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
     vmodl,
 )
 
-try:
-    import requests
-except ImportError:
-    requests = None
-
 # Every supported server (6.7 and later) understands this version; a newer one is chosen from its answer.
 FIRST_VERSION = "6.7"
 CONNECT_TIMEOUT = 30  # seconds
@@ -110,10 +105,12 @@ class Endpoint:
 
     def http_session(self) -> Any:
         """A requests.Session with this endpoint's certificates and proxy; the environment has no say in it."""
-        if requests is None:
+        try:
+            import requests  # takes a quarter of a module's start, and few modules come here
+        except ImportError as error:
             raise MissingRequirement(
                 "The Python library requests is not installed.", "Install it: python -m pip install requests."
-            )
+            ) from error
         session = requests.Session()
         # REQUESTS_CA_BUNDLE and the proxy variables would silently override what the task says.
         session.trust_env = False
