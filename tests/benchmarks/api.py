@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def section() -> Section:
     for (what, state, collection), by_size in sorted(found.items()):
         report.rows.append({"what": what, "state": state, "collection": collection, **_columns(by_size)})
     report.raw = {" / ".join(step): results for step, results in found.items()}
-    _judge(report, sizes)
+    _judge(report, found)
     return report
 
 
@@ -79,9 +80,14 @@ class Counter:
         result, cost = run_module(module, args, {"SSL_CERT_FILE": self.lab.ca_file})
         assert state == "info" or result.get("changed", False) == (state == "acting"), (module, state, result)
         self.found.setdefault((what, state, collection), []).append(
-            {"requests": self.lab.requests()["total"], "seconds": cost.seconds, "cpu": cost.cpu}
+            {**self._requests(), "seconds": cost.seconds, "cpu": cost.cpu}
         )
         return result
+
+    def _requests(self) -> dict[str, int]:
+        """All requests, and those of them that wait for a task: their number depends on its progress."""
+        seen = self.lab.requests()
+        return {"requests": seen["total"], "waits": seen["methods"].get("WaitForUpdatesEx", 0)}
 
 
 def _ours(counter: Counter, machine: Machine, repository: Path) -> None:
@@ -150,19 +156,26 @@ def _peer(counter: Counter, collection: str, name: str) -> None:
 
 
 def _columns(by_size: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
-    def middle(size: int, key: str) -> float:
-        return measure.median([one[key] for one in by_size[size]])
+    def middle(key: str) -> dict[int, float]:
+        return {size: measure.median([one[key] for one in found]) for size, found in by_size.items()}
 
-    requests = {f"requests, {size} VMs": int(middle(size, "requests")) for size in by_size}
-    return {**requests, **{f"seconds, {size} VMs": middle(size, "seconds") for size in by_size}}
+    requests = {f"requests, {size} VMs": int(count) for size, count in middle("requests").items()}
+    seconds = {f"seconds, {size} VMs": value for size, value in middle("seconds").items()}
+    return {**requests, **seconds, "CPU s": middle("cpu")[max(by_size)]}
 
 
-def _judge(report: Section, sizes: list[int]) -> None:
-    ours = [row for row in report.rows if row["collection"] == OURS]
-    counts = [[row[f"requests, {size} VMs"] for size in sizes] for row in ours]
-    idle = [count for row, count in zip(ours, counts) if row["state"] != "acting"]
-    report.at_most("requests of a module that changes nothing", max(map(max, idle)), MOST_IDLE)
-    report.at_most("requests more in the largest inventory", max(count[-1] - count[0] for count in counts), 0)
+def _judge(report: Section, found: dict[tuple[str, str, str], dict[int, list[dict[str, float]]]]) -> None:
+    ours = {step: by_size for step, by_size in found.items() if step[2] == OURS}
+    idle = [
+        one["requests"] for step, by_size in ours.items() if step[1] != "acting" for one in chain(*by_size.values())
+    ]
+    report.at_most("most requests of a module that changes nothing", max(idle), MOST_IDLE)
+    growth = [_acts(by_size[max(by_size)]) - _acts(by_size[min(by_size)]) for by_size in ours.values()]
+    report.at_most("most requests more in the largest inventory, waiting aside", max(growth), 0)
+
+
+def _acts(found: list[dict[str, float]]) -> float:
+    return measure.median([one["requests"] - one["waits"] for one in found])
 
 
 def _get_peers() -> dict[str, str]:

@@ -34,6 +34,7 @@ def main() -> int:
     results: dict[str, Any] = {"machine": machine(), "sections": {}}
     print(", ".join(f"{key}: {value}" for key, value in results["machine"].items()))
     for name in wanted:
+        print(f"\n{name} ...", file=sys.stderr, flush=True)
         started = time.monotonic()
         section: Section = SECTIONS[name]()
         section.facts["took"] = round(time.monotonic() - started, 1)

@@ -26,7 +26,7 @@ def section() -> Section:
     place = workplace("changes", 4 * places * LENGTH, in_memory=False)
     report = Section(
         "Changed areas",
-        {"runs": runs, "changed": f"{places} places of {LENGTH >> 10} KiB, spread evenly", "images in": place},
+        {"runs": runs, "changed": f"{places} places of {LENGTH >> 10} KiB, spread evenly", "images in": str(place)},
     )
     source = place / "changed-bytes"
     try:
@@ -93,7 +93,7 @@ def _random_file(path: Path, size: int) -> None:
     with open("/dev/urandom", "rb") as source, open(path, "wb") as target:
         for dummy in range(size // MIB):
             target.write(source.read(MIB))
-    measure.sync(path)
+    measure.run(["sync", str(path)])
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:

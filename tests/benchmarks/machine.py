@@ -80,9 +80,7 @@ def empty(directory: Path) -> Path:
 
 def workplace(name: str, needed: int, in_memory: bool) -> Path:
     """An empty directory for files: below ``BENCH_DIR``, else in memory if wanted and there is room, else in .build."""
-    base = Path(setting("DIR", ""))
-    if not os.environ.get("BENCH_DIR"):
-        memory = Path("/dev/shm")
-        roomy = in_memory and memory.is_dir() and shutil.disk_usage(memory).free > 2 * needed
-        base = memory if roomy else BUILD
+    memory = Path("/dev/shm")
+    roomy = in_memory and memory.is_dir() and shutil.disk_usage(memory).free > 2 * needed
+    base = Path(setting("DIR", "") or (memory if roomy else BUILD))
     return empty(base / f"holdfast-bench-{os.getpid()}" / name)

@@ -59,6 +59,10 @@ class Cost:
         """Processor seconds of all processes."""
         return sum(usage.cpu for usage in self.processes.values())
 
+    def cpu_of(self, program: str) -> float:
+        """Processor seconds of the processes of one program."""
+        return self.processes.get(program, Usage()).cpu
+
 
 class Failed(Exception):
     """A command that was to be measured failed."""
@@ -108,11 +112,9 @@ def run(
     command: Sequence[str],
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
-    after: Callable[[], None] = lambda: None,
 ) -> Cost:
     """Run a command to its end and measure it; its standard output is kept.
 
-    :param after: work of ours that belongs to the time, such as an fsync of the result
     :raises Failed: with what it said
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # or servers that outlive their parent get lost
@@ -133,7 +135,6 @@ def run(
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-process.pid, 0)
-    after()
     seconds = time.monotonic() - started
     usage = sampler.stop()
     if process.returncode:
@@ -153,13 +154,6 @@ def alternate(runs: int, variants: Mapping[str, Callable[[], Any]]) -> dict[str,
 def median(values: Sequence[float]) -> float:
     """The middle one, to four digits."""
     return float(f"{statistics.median(values):.4g}")
-
-
-def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file is on stable storage."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _descendants() -> set[int]:
