@@ -27,7 +27,6 @@ from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
 
 MIB = 1 << 20
 BACKUP, RESTORE = "holdfast.backup.backup", "holdfast.backup.restore"
-COPY = "Copy | Copy the disks"
 Hosts = dict[str, dict[str, Any]]
 
 
@@ -93,13 +92,6 @@ class Outcome:
     def summary(self) -> list[str]:
         """The lines that the role shows at its end."""
         return next(e["result"]["msg"] for e in reversed(self.events) if e["task"] == "Report | Show the result")
-
-    def disk(self, key: int) -> dict[str, Any]:
-        return next(disk for disk in self.result["disks"] if disk["key"] == key)
-
-    def of(self, task: str) -> dict[str, Any]:
-        """The result of a task, by the end of its name."""
-        return next(event["result"] for event in self.events if event["task"].endswith(task))
 
 
 class Run:
