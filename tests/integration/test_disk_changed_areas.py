@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
@@ -496,6 +496,28 @@ def test_a_revert_that_the_change_ids_do_not_tell_of(guest, monkeypatch):
     assert "was reverted to a snapshot at" in disk["reason"]
 
 
+def test_tasks_are_read_page_by_page(guest, monkeypatch):
+    monkeypatch.setattr(reverts, "PAGE", 2)
+    vm = guest()
+    with Connection(Endpoint(**vm.lab.module_args())) as c:
+        reverted = vim.vm.Snapshot(vm.snapshot(), c.stub).RevertToSnapshot_Task()
+        tasks.wait(c, reverted, timeout=30)
+        for _number in range(3):
+            vm.snapshot()
+        longest = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        found = reverts.newest(c, vim.VirtualMachine(vm.moid, c.stub), longest)
+        assert found == c.retrieve([reverted], {vim.Task: ["info.queueTime"]})[reverted]["info.queueTime"]
+
+
+def test_who_may_not_read_tasks_is_warned(guest):
+    vm = guest()
+    since = [{**record, "snapshot_time": "2026-11-19T02:15:03Z"} for record in vm.remember(vm.snapshot())]
+    vm.lab.fault(method="CreateCollectorForTasks", fault="NoPermission")
+    result = vm.query(vm.snapshot(), since)
+    assert result["disks"][0]["kind"] == "incremental"
+    assert "Only change IDs tell" in str(result["warnings"])
+
+
 @pytest.mark.parametrize("text", ["yesterday", 7, ["2026-11-19T02:15:00Z"]])
 def test_a_time_of_the_snapshot_that_is_none(guest, text):
     vm = guest()
@@ -521,7 +543,7 @@ def test_requests(guest):
     assert cost(snapshot=snapshot, since=since) == 5 + 2
     assert cost(snapshot=snapshot, since=since, api="vi_json") == 5 + 2 + 3
     timed = [{**record, "snapshot_time": "2026-11-19T02:15:03Z"} for record in since]
-    assert cost(snapshot=snapshot, since=timed) == 5 + 2 + 2
+    assert cost(snapshot=snapshot, since=timed) == 5 + 2 + 3
     assert vm.lab.sessions() == []
 
 

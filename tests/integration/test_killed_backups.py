@@ -141,6 +141,8 @@ class Scene:
         self.repository.prove(self.repository.points(verify="content"))
         self.repository.assert_tidy()
         assert self.repository.own_snapshots() == 0
+        library = self.lab.vddk()
+        assert (library["prepared"], library["open"], library["violations"]) == ([], [], [])
 
 
 @pytest.fixture

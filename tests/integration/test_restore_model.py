@@ -97,6 +97,8 @@ class Sequence:
         points = self.repository.points(verify="content")
         self.repository.prove(points)
         self.repository.restore(self.dice.choice(points))
+        library = self.lab.vddk()
+        assert (library["prepared"], library["open"], library["violations"]) == ([], [], [])
         self.lab.destroy_vm(self.machine.moid)
 
     # actions
@@ -225,6 +227,7 @@ class Sequence:
 
         def undo() -> None:
             self.spoil = False
+            assert lab.vddk()["violations"] == []
             lab.clear_faults()
             lab.vddk(reset=True)
             lab.tracking(**knobs)

@@ -11,6 +11,7 @@ there were hosts on which it went on as if nothing had happened, and its answers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,6 +27,8 @@ def newest(c: Connection, vm: Any, after: datetime) -> datetime | None:
 
     vCenter keeps its tasks for thirty days unless told otherwise. A host without vCenter is not asked: it
     forgets them within minutes.
+
+    :raises BackupError: vCenter does not tell
     """
     if not c.is_vcenter:
         return None
@@ -34,11 +37,18 @@ def newest(c: Connection, vm: Any, after: datetime) -> datetime | None:
         entity=only.ByEntity(entity=vm, recursion="self"),
         time=only.ByTime(timeType="queuedTime", beginTime=after - MARGIN),
     )
-    collector = c.read(c.content.taskManager.CreateCollectorForTasks, wanted)  # goes with the session
-    reverts = []
-    while True:
-        tasks = c.call(collector.ReadNextTasks, PAGE)
+    collector = c.call(c.content.taskManager.CreateCollectorForTasks, wanted)
+    try:
         # "vm.Snapshot.revert", "VirtualMachine.revertToCurrentSnapshot"
-        reverts += [task.queueTime for task in tasks if "revert" in task.descriptionId.lower()]
-        if len(tasks) < PAGE:
-            return max(reverts, default=None)
+        reverts = [task.queueTime for task in _all(c, collector) if "revert" in task.descriptionId.lower()]
+    finally:
+        c.call(collector.DestroyCollector)
+    return max(reverts, default=None)
+
+
+def _all(c: Connection, collector: Any) -> Iterator[Any]:
+    """The tasks of a collector, page by page."""
+    page = None
+    while page is None or len(page) == PAGE:
+        page = c.call(collector.ReadNextTasks, PAGE)
+        yield from page
