@@ -24,8 +24,8 @@ grain of changed block tracking.
 """
 
 # The copy goes through a disk from its start to its end, so a small table cache does: it covers 16 GiB, more than the
-# requests in flight of scattered changes. By default QEMU would keep, and write, slices of 4 KiB instead of whole tables:
-# a third more time for scattered changes.
+# requests in flight of scattered changes. By default QEMU would keep, and write, slices of 4 KiB instead of whole
+# tables, with which scattered changes take half as long again.
 _TABLES = {"l2-cache-size": 2 << 20, "l2-cache-entry-size": CLUSTER}
 
 
