@@ -29,7 +29,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     NoSpace,
     TimedOut,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, images, jobs, servers
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, copy, images, jobs, servers
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup, is_done
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.restore import restore
@@ -368,6 +368,15 @@ def test_killed_with_nobody_left_to_tidy_up(guest, settings, tmp_path, marked):
     result = backup(point, settings, Watch())
     assert not result["resumed"]
     assert holds(point.image, guest.path)
+
+
+def test_servers_that_nobody_told_to_end():
+    """nbdcopy was killed before they had seen it."""
+    started = time.monotonic()
+    outcome = copy.run(["sh", "-c", "sleep 600 & kill -KILL $$"], copy.RequestLog())
+    assert time.monotonic() - started < 20
+    assert "was ended by SIGKILL" in str(outcome.error)
+    assert not outcome.orderly
 
 
 def test_resumed_full_reads_only_what_is_missing(guest, settings, tmp_path, marked):

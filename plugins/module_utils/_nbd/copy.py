@@ -10,6 +10,7 @@ What passes is known from the log of nbdkit's requests, which gives progress and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -183,8 +184,8 @@ def _follow(
     with selectors.DefaultSelector() as selector:
         selector.register(log.reader, selectors.EVENT_READ, tally.feed)
         selector.register(process.stderr, selectors.EVENT_READ, messages.extend)
-        last_sign = deadline = 0.0
-        while selector.get_map() and not (deadline and time.monotonic() > deadline):
+        last_sign = ended = 0.0
+        while selector.get_map() and not (ended and time.monotonic() > ended + _PATIENCE):
             for key, _events in selector.select(timeout=0.5):
                 data = os.read(key.fd, 1 << 16)
                 if data:
@@ -195,8 +196,10 @@ def _follow(
                 last_sign = time.monotonic()
                 on_progress(tally)
                 check()
-                if not deadline and process.poll() is not None:
-                    deadline = last_sign + _PATIENCE
+                if ended and last_sign > ended + 1:
+                    _remind(process.pid, signal.SIGTERM)
+                if process.poll() is not None:
+                    ended = ended or last_sign
         on_progress(tally)
 
 
@@ -216,9 +219,14 @@ def _reap(group: int) -> dict[str, int]:
             continue
         if time.monotonic() - reminded > 1:
             reminded = time.monotonic()
-            # qemu-nbd forgets a SIGTERM that reaches it while it starts.
-            os.killpg(group, signal.SIGTERM if reminded - started < _PATIENCE else signal.SIGKILL)
+            _remind(group, signal.SIGTERM if reminded - started < _PATIENCE else signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _remind(group: int, how: signal.Signals) -> None:
+    """Have the servers end: a killed nbdcopy told them nothing, and who is told while it starts forgets it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, how)
 
 
 def _failure(ended: dict[str, int], messages: str) -> BackupError:
