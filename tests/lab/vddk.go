@@ -18,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -368,6 +367,13 @@ func (v *vddk) forget(id string) {
 	}
 }
 
+// alive tells whether a process runs; one that only waits for its parent to take notice is dead.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return err == nil && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
+}
+
 // watch ends the handles of dead processes, and fails those whose disk is not there any more.
 func (v *vddk) watch() {
 	for range time.Tick(50 * time.Millisecond) {
@@ -375,7 +381,7 @@ func (v *vddk) watch() {
 		handles := maps.Clone(v.handles)
 		v.mu.Unlock()
 		for id, h := range handles {
-			if syscall.Kill(h.PID, 0) != nil {
+			if !alive(h.PID) {
 				v.mu.Lock()
 				v.forget(id)
 				v.mu.Unlock()

@@ -71,9 +71,13 @@ def _is_copied(machine: Machine) -> bool:
 
 
 def _copier(machine: Machine, program: str, disk: int = 0) -> int:
-    """The process of a program that works on an image of the VM."""
-    found = processes(f"/{machine.uuid}/", f"disk-{machine.disks[disk]['key']}.qcow2")
-    return next(process for process, arguments in found.items() if Path(arguments[0]).name == program)
+    """The process of a program that works on an image of the VM, which may be about to start."""
+    words = (f"/{machine.uuid}/", f"disk-{machine.disks[disk]['key']}.qcow2")
+
+    def found() -> int | None:
+        return next((number for number, args in processes(*words).items() if Path(args[0]).name == program), None)
+
+    return wait_for(found)
 
 
 def _parent(process: int) -> int:

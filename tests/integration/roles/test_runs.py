@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -30,7 +31,8 @@ from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
 pytestmark = [pytest.mark.xdist_group("roles runs"), pytest.mark.timeout(600)]
 
-SECRET = "correct-h0rse/battery+staple"
+# Other runs on this machine, which may show theirs, have another.
+SECRET = f"correct-h0rse/battery+staple-{os.urandom(6).hex()}"
 CHECK = ["--check", "--diff"]
 
 
