@@ -14,15 +14,7 @@ lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; 
 
 roles() { python tests/tools/in_lab.py molecule test --all; }
 
-# Processes are killed at moments that a busy machine shifts: what fails beside others is tried once more alone, and
-# said to have failed. What fails alone has failed.
-python_tests() {
-    pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 10 && return
-    printf '\n== failed beside other tests; once more, alone\n'
-    pytest --last-failed --last-failed-no-failures none
-}
-
-check "pytest" python_tests
+check "pytest" pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 10
 check "go test" lab_tests
 check "molecule" roles
 finish
