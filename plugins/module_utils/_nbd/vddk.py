@@ -45,12 +45,12 @@ def ship(directory: str, library_dir: str) -> Plugin:
 
 @contextmanager
 def prepared(plugin: Plugin, parameters: Mapping[str, Any], warn: Callable[[str], None]) -> Iterator[None]:
-    """Forbid Storage vMotion of the VM meanwhile, as VMware asks of who reads or writes its disks.
+    """Forbid Storage vMotion of the VM or FCD meanwhile, as VMware asks of who reads or writes its disks.
 
     Remains of dead runs are cleared first: a VM that stayed forbidden, and disks that hotadd left on this proxy.
     The copy does not depend on any of it, so what goes wrong is only told.
 
-    :param parameters: those of the VM's disks, ``path`` need not be among them
+    :param parameters: those of its disks, ``path`` need not be among them
     :param warn: takes a sentence
     """
     if "hotadd" in parameters["transports"].split(":"):
@@ -64,7 +64,7 @@ def prepared(plugin: Plugin, parameters: Mapping[str, Any], warn: Callable[[str]
 
 
 def _call(verb: str, plugin: Plugin, parameters: Mapping[str, Any], warn: Callable[[str], None]) -> bool:
-    """Run one of the plugin's calls about a whole VM; returns whether it did what it should."""
+    """Run one of the plugin's calls about a whole VM or an FCD; returns whether it did what it should."""
     with _secret(parameters) as descriptor:
         done = subprocess.run(
             [sys.executable, plugin.script, verb, f"parameters=-{descriptor}"],

@@ -114,22 +114,23 @@ class Disk:
 
     def _what(self, verb: str) -> str:
         each = self._parameters
-        return f"{verb} {each.path} of {each.vm} on {each.server}"
+        return f"{verb} {each.path} of {each.owner} on {each.server}"
 
     def _open_now(self) -> None:
         library, parameters = self._library, self._parameters
         connection, handle = ctypes.c_void_p(), ctypes.c_void_p()
+        # An FCD and its snapshot are named in the parameters, and nowhere else.
+        in_vm = parameters.vm is not None
         with library.connect_params(parameters) as params:
-            snapshot = parameters.snapshot.encode() if parameters.snapshot else None
+            snapshot = parameters.snapshot.encode() if parameters.snapshot and in_vm else None
             read_only = b"\1" if parameters.read_only else b"\0"
             result = library.ConnectEx(params, read_only, snapshot, parameters.transports.encode(), connection)
         library.check("connect", f"Connecting to {parameters.server}", result)
         self._connection = connection
         try:
             flags = OPEN_READ_ONLY if parameters.read_only else 0
-            library.check(
-                "open", self._what("Opening"), library.Open(connection, parameters.path.encode(), flags, handle)
-            )
+            path = parameters.path.encode() if in_vm else b""
+            library.check("open", self._what("Opening"), library.Open(connection, path, flags, handle))
             self._handle = handle
             self.capacity = self._ask_capacity(handle)
         except VddkError:

@@ -147,10 +147,12 @@ class Parameters:
     username: str
     password: str = field(repr=False)
     thumbprint: str
-    vm: str  # managed object ID
-    path: str = ""  # "[datastore] folder/disk.vmdk"; not needed by the one-shot calls
+    vm: str | None = None  # managed object ID; not for a first class disk
+    path: str = ""  # "[datastore] folder/disk.vmdk"; not needed by the one-shot calls, and only a name for an FCD
+    fcd_id: str | None = None
+    datastore: str | None = None  # managed object ID, of the FCD's
+    snapshot: str | None = None  # managed object ID of the VM's, ID of the FCD's
     port: int = 443
-    snapshot: str | None = None  # managed object ID
     read_only: bool = True
     transports: str = "nbdssl:nbd"
     capacity: int | None = None  # a disk of another size is refused
@@ -170,9 +172,19 @@ class Parameters:
             unknown = sorted(set(values) - known)
             if unknown:
                 raise ValueError(f"unknown: {', '.join(unknown)}")
-            return cls(**values)
+            parameters = cls(**values)
+            if (parameters.vm is None) == (parameters.fcd_id is None):
+                raise ValueError("there must be either vm or fcd_id")
+            if (parameters.fcd_id is None) != (parameters.datastore is None):
+                raise ValueError("fcd_id and datastore go together")
+            return parameters
         except (TypeError, ValueError) as error:
             raise VddkError("parameters", f"The plugin's parameters are wrong: {error}.") from None
+
+    @property
+    def owner(self) -> str:
+        """What the snapshot is of and Storage vMotion would move, for messages."""
+        return self.vm or f"the first class disk {self.fcd_id} in {self.datastore}"
 
 
 def read_parameters(where: str) -> Parameters:

@@ -27,6 +27,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interfac
 SECTOR = 512
 OPEN_READ_ONLY = 4
 CREDENTIALS_UID = 1
+SPEC_VSTORAGE_OBJECT = 1  # how a first class disk is named; 0 is a VM
 ASYNC = 25000
 
 
@@ -83,7 +84,9 @@ class ConnectParams(ctypes.Structure):
         ("api_version", ctypes.c_char_p),
         ("_reserved", ctypes.c_char * 8),
         ("_state", ctypes.c_void_p),
-        ("_spec", ctypes.c_void_p * 3),
+        ("fcd_id", ctypes.c_char_p),
+        ("fcd_datastore", ctypes.c_char_p),
+        ("fcd_snapshot", ctypes.c_char_p),
         ("spec_type", ctypes.c_int),
     ]
 
@@ -212,13 +215,27 @@ class Library:
         result = self.InitEx(major, minor, *self._log, os.fsencode(self.directory), os.fsencode(path))
         self.check("init", f"Starting {self.path}", result)
 
+    def check_able(self, parameters: Parameters) -> None:
+        """See that the library can reach such a disk: only since VDDK 6.7 the parameters have room for an FCD's name,
+        and only the library itself can make those."""
+        if parameters.fcd_id and not hasattr(self, "AllocateConnectParams"):
+            raise VddkError(
+                "load", f"{self.path} cannot open first class disks.", hint="Use VDDK 6.7 or later on the proxy."
+            )
+
     @contextlib.contextmanager
-    def connect_params(self, parameters: Parameters, with_vm: bool = True) -> Iterator[Any]:
+    def connect_params(self, parameters: Parameters, with_owner: bool = True) -> Iterator[Any]:
         """Pointer to the connection's parameters while the block runs."""
         allocated = self.AllocateConnectParams() if hasattr(self, "AllocateConnectParams") else None
         pointer = allocated or ctypes.pointer(ConnectParams())
         params = pointer.contents
-        params.vmx_spec = f"moref={parameters.vm}".encode() if with_vm else None
+        if with_owner and parameters.fcd_id:
+            params.spec_type = SPEC_VSTORAGE_OBJECT
+            params.fcd_id = parameters.fcd_id.encode()
+            params.fcd_datastore = _bytes(parameters.datastore)
+            params.fcd_snapshot = _bytes(parameters.snapshot)
+        elif with_owner:
+            params.vmx_spec = f"moref={parameters.vm}".encode()
         params.server = parameters.server.encode()
         params.thumbprint = parameters.thumbprint.encode()
         params.credential_type = CREDENTIALS_UID
@@ -230,3 +247,7 @@ class Library:
         finally:
             if allocated:
                 self.FreeConnectParams(allocated)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return text.encode() if text else None

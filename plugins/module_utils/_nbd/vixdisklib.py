@@ -7,7 +7,7 @@
 It runs in two ways, in a process of its own and with nothing but Python's standard library:
 
 * ``nbdkit python vixdisklib.py parameters=<where>`` serves one disk;
-* ``python3 vixdisklib.py prepare|end|cleanup parameters=<where>`` makes one call about a whole VM.
+* ``python3 vixdisklib.py prepare|end|cleanup parameters=<where>`` makes one call about a whole VM or an FCD.
   Storage vMotion is forbidden per VM, so with one nbdkit per disk the first process to finish would
   allow it again under the others: the caller prepares before the snapshot and ends after the last disk.
 
@@ -92,6 +92,7 @@ def config_complete() -> None:
 
 def _load(parameters: Parameters, status: Status) -> Library:
     library = Library(parameters.library_dir, status.log)
+    library.check_able(parameters)
     status.event("loaded", library=library.path, version=".".join(map(str, library.version)))
     return library
 
@@ -193,14 +194,14 @@ def extents(disk: Disk, count: int, offset: int, flags: int) -> list[tuple[int, 
 
 
 def prepare(library: Library, parameters: Parameters, status: Status) -> None:
-    """Forbid Storage vMotion of the VM: before its snapshot is taken. vCenter only."""
+    """Forbid Storage vMotion of the VM or FCD: before its snapshot is taken. vCenter only."""
     with library.connect_params(parameters) as params:
         result = library.PrepareForAccess(params, IDENTITY)
         if result & 0xFFFF == OPERATION_DISABLED:
             # Perhaps by a run of ours that crashed; what others forbade stays forbidden.
             library.EndAccess(params, IDENTITY)
             result = library.PrepareForAccess(params, IDENTITY)
-    library.check("prepare", f"Forbidding Storage vMotion of {parameters.vm}", result)
+    library.check("prepare", f"Forbidding Storage vMotion of {parameters.owner}", result)
     status.event("prepared")
 
 
@@ -208,14 +209,14 @@ def end(library: Library, parameters: Parameters, status: Status) -> None:
     """Allow Storage vMotion again: after the snapshot was removed, and to tidy up after a crash."""
     with library.connect_params(parameters) as params:
         result = library.EndAccess(params, IDENTITY)
-    library.check("end", f"Allowing Storage vMotion of {parameters.vm} again", result)
+    library.check("end", f"Allowing Storage vMotion of {parameters.owner} again", result)
     status.event("ended")
 
 
 def clean_up(library: Library, parameters: Parameters, status: Status) -> None:
     """Remove what crashed runs left, such as disks attached to this proxy by hotadd."""
     cleaned, remaining = ctypes.c_uint32(), ctypes.c_uint32()
-    with library.connect_params(parameters, with_vm=False) as params:
+    with library.connect_params(parameters, with_owner=False) as params:
         result = library.Cleanup(params, cleaned, remaining)
     library.check("cleanup", f"Cleaning up after earlier runs ({remaining.value} left)", result)
     status.event("cleaned", cleaned=cleaned.value, remaining=remaining.value)

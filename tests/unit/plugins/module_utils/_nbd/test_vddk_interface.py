@@ -44,6 +44,30 @@ def test_wrong_parameters_are_named(change, words):
         subject.Parameters.parse(text)
 
 
+FCD = {"vm": ..., "fcd_id": "0a1b", "datastore": "datastore-12"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vm": ...}, "either vm or fcd_id"),
+        ({"fcd_id": "0a1b", "datastore": "datastore-12"}, "either vm or fcd_id"),
+        ({**FCD, "datastore": ...}, "go together"),
+        ({"datastore": "datastore-12"}, "go together"),
+    ],
+)
+def test_a_disk_is_named_by_its_vm_or_as_first_class_disk(change, words):
+    text = json.dumps({key: value for key, value in {**DOCUMENT, **change}.items() if value is not ...})
+    with pytest.raises(subject.VddkError, match=words):
+        subject.Parameters.parse(text)
+
+
+def test_messages_name_the_vm_or_the_first_class_disk():
+    fcd = json.dumps({key: value for key, value in {**DOCUMENT, **FCD}.items() if value is not ...})
+    assert subject.Parameters.parse(json.dumps(DOCUMENT)).owner == "vm-1"
+    assert subject.Parameters.parse(fcd).owner == "the first class disk 0a1b in datastore-12"
+
+
 def test_the_parameters_file_is_deleted_once_read(tmp_path):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(DOCUMENT))
