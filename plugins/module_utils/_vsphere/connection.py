@@ -148,10 +148,11 @@ class Connection:
         self.stub: Any = None
         self._certificate = b""
         self._latest = ""  # the call under way, for messages
+        self._beside: list[Any] = []  # stubs of other services in the same session
 
     def __enter__(self) -> Connection:
         require()
-        self.stub = self._make_stub()
+        self.stub = self._make_stub("/sdk", newest_version(FIRST_VERSION))
         with self._errors():
             instance = vim.ServiceInstance("ServiceInstance", self.stub)
             self.content = instance.RetrieveContent()
@@ -173,7 +174,8 @@ class Connection:
                 continue
             except (OSError, vmodl.MethodFault, *_UNREADABLE):
                 break
-        self.stub.DropConnections()
+        for stub in (self.stub, *self._beside):
+            stub.DropConnections()
 
     @property
     def about(self) -> vim.AboutInfo:
@@ -247,12 +249,27 @@ class Connection:
         session.headers["Cookie"] = self.soap_cookie()
         return session
 
-    def _make_stub(self) -> Any:
+    def beside(self, path: str, namespace: str) -> Any:
+        """A SOAP stub for another service of this vCenter (``/vslm/sdk``, ``vslm``), inside this session.
+
+        The service makes a session of its own from vCenter's, which it is shown with every request. When
+        vCenter's has to be renewed, so has the other.
+        """
+        stub = self._make_stub(path, newest_version(self.about.apiVersion, namespace))
+        self._beside.append(stub)
+        self._admit(stub)
+        return stub
+
+    def _admit(self, stub: Any) -> None:
+        stub.cookie = ""
+        stub.requestContext = {"vcSessionCookie": self.soap_cookie().split("=", 1)[1].strip('"')}
+
+    def _make_stub(self, path: str, version: str) -> Any:
         stub = SoapStubAdapter(
             host=self.endpoint.hostname,
             port=self.endpoint.port,
-            path="/sdk",
-            version=newest_version(FIRST_VERSION),
+            path=path,
+            version=version,
             sslContext=self.endpoint.ssl_context(),
             httpProxyHost=self.endpoint.proxy_host,
             httpProxyPort=self.endpoint.proxy_port or 80,
@@ -271,6 +288,8 @@ class Connection:
 
     def _login(self) -> None:
         self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
+        for stub in self._beside:
+            self._admit(stub)
 
     def _in_session(self, request: Callable[[], Any]) -> Any:
         try:
@@ -291,13 +310,16 @@ class Connection:
             raise broken_wire(error, self.endpoint) from error
 
 
-def newest_version(api_version: str) -> str:
-    """The newest API version of pyVmomi (its internal name) that a server of ``api_version`` understands."""
+def newest_version(api_version: str, namespace: str = "vim") -> str:
+    """The newest API version of pyVmomi (its internal name) that a server of ``api_version`` understands.
+
+    :param namespace: the service: ``vim``, ``vslm``, ``pbm``
+    """
     wanted = _numbers(api_version)
     known = {
         numbers: name
         for name, identifier in VmomiSupport.versionIdMap.items()
-        if name.startswith("vim.version.") and (numbers := _numbers(identifier))
+        if name.startswith(f"{namespace}.version.") and (numbers := _numbers(identifier))
     }
     usable = [numbers for numbers in known if numbers <= wanted]
     if not usable:

@@ -23,7 +23,12 @@ except Exception as error:  # noqa: BLE001 - a Python that it does not support m
     SoapStubAdapter = VmomiSupport = vim = vmodl = None
     _MISSING = str(error)
 
-__all__ = ["SoapStubAdapter", "VmomiSupport", "require", "vim", "vmodl"]
+try:
+    from pyVmomi import pbm, vslm
+except Exception:  # noqa: BLE001 - pyVmomi is missing, or an old one without these services
+    pbm = vslm = None
+
+__all__ = ["SoapStubAdapter", "VmomiSupport", "pbm", "require", "vim", "vmodl", "vslm"]
 
 
 def require() -> None:
