@@ -10,6 +10,7 @@ Each group has a documentation fragment of the same name (``VCENTER`` - ``holdfa
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Mapping
 
@@ -49,6 +50,34 @@ VM = OptionGroup(
     required_one_of=[("name", "uuid", "moid")],
 )
 
+_APIS = ["auto", "vim", "vslm"]
+
+# One first class disk.
+FCD = OptionGroup(
+    argument_spec={
+        "id": {"type": "str"},
+        "name": {"type": "str"},
+        "datastore": {"type": "str"},
+        "api": {"type": "str", "choices": _APIS, "default": "auto"},
+    },
+    mutually_exclusive=[("id", "name")],
+    required_one_of=[("id", "name")],
+)
+
+_VM_OR_FCD = ("name", "uuid", "moid", "fcd_id", "fcd_name")
+
+# One first class disk where it may stand instead of a virtual machine; goes with optional(VM).
+FCD_DISK = OptionGroup(
+    argument_spec={
+        "fcd_id": {"type": "str"},
+        "fcd_name": {"type": "str"},
+        "fcd_datastore": {"type": "str"},
+        "fcd_api": {"type": "str", "choices": _APIS, "default": "auto"},
+    },
+    mutually_exclusive=[_VM_OR_FCD],
+    required_one_of=[_VM_OR_FCD],
+)
+
 _NEEDED = {"hostname": "VMWARE_HOST", "username": "VMWARE_USER", "password": "VMWARE_PASSWORD"}
 
 
@@ -65,6 +94,16 @@ def endpoint(params: Mapping[str, Any]) -> Endpoint:
 def vm_selection(params: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``inventory.find_vm`` from the options of :data:`VM`."""
     return {option: params[option] for option in VM.argument_spec}
+
+
+def fcd_selection(params: Mapping[str, Any], prefix: str = "") -> dict[str, str | None]:
+    """Arguments of ``Store.find`` from the options of :data:`FCD`, or of :data:`FCD_DISK` (prefix ``fcd_``)."""
+    return {option: params[prefix + option] for option in ("id", "name", "datastore")}
+
+
+def optional(group: OptionGroup) -> OptionGroup:
+    """The options of a group without the rule that one of them is needed."""
+    return replace(group, mutually_exclusive=[], required_one_of=[])
 
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
