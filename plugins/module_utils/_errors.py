@@ -92,4 +92,4 @@ class Damaged(RepositoryError):
 
 
 class Locked(RepositoryError):
-    """Another run is writing restore points of the same VM."""
+    """Another run is writing restore points of the same VM or first class disk."""

@@ -12,10 +12,10 @@ version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast-backup)
 description:
-  - A restore point holds one virtual machine at one moment, in a directory of a repository.
+  - A restore point holds one virtual machine or one first class disk at one moment, in a directory of a repository.
   - It is written under another name, checked, and made visible at once by O(state=completed).
     Readers see all of it or nothing.
-  - One run at a time writes restore points of a virtual machine. O(state=started) takes the lock,
+  - One run at a time writes restore points of a virtual machine or disk. O(state=started) takes the lock,
     O(state=completed) and O(state=aborted) give it back. The lock of a dead run is taken over.
 notes:
   - The module runs where the repository is mounted, and needs C(qemu-img) there.
@@ -52,12 +52,16 @@ options:
   vm:
     description:
       - The virtual machine as other modules return it. C(instance_uuid) is required, C(name) and C(moid) are recorded.
-      - Required by O(state=started) and O(state=completed).
+      - Either this or O(fcd) is required by O(state=started) and O(state=completed).
+    type: dict
+  fcd:
+    description:
+      - The first class disk as other modules return it. C(id) is required, C(name) and C(datastore) are recorded.
     type: dict
   disks:
     description:
-      - For O(state=started) the disks of the virtual machine, as M(holdfast.backup.disk_changed_areas) returns them.
-        Those with C(protected=false) are left out.
+      - For O(state=started) the disks of the virtual machine, or the first class disk, as
+        M(holdfast.backup.disk_changed_areas) returns them. Those with C(protected=false) are left out.
       - For O(state=completed) the disks that M(holdfast.backup.vddk_copy) returns.
       - Required by these two states.
     type: list
@@ -83,7 +87,7 @@ options:
     type: bytes
     default: "0"
   lock_timeout:
-    description: Seconds to wait for another run that is writing restore points of the same virtual machine.
+    description: Seconds to wait for another run that is writing restore points of the same virtual machine or disk.
     type: int
     default: 0
   lease:
@@ -114,8 +118,8 @@ options:
     default: []
   force:
     description:
-      - With O(state=absent), delete also the last restore point of a virtual machine, and one that a damaged one
-        may need.
+      - With O(state=absent), delete also the last restore point of a virtual machine or disk, and one that a damaged
+        one may need.
     type: bool
     default: false
 seealso:
@@ -160,17 +164,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm:
-  description: The virtual machine. Name and moid are null where nothing tells them.
+  description:
+    - The virtual machine, or null. Name and moid are null where nothing tells them.
+    - What nothing else is known of is taken for a virtual machine.
   returned: success
   type: dict
   sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+fcd:
+  description: The first class disk, or null. Name and datastore are null where nothing tells them.
+  returned: success
+  type: dict
+  sample: {id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11, name: pvc-7d1f, datastore: datastore1}
 restore_point:
   description: The restore point.
   returned: success
   type: dict
   contains:
     id:
-      description: Instance UUID of the virtual machine and UTC time. Sorts by time.
+      description: Instance UUID of the virtual machine, or ID of the first class disk, and UTC time. Sorts by time.
       type: str
       sample: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
     path:
@@ -261,12 +272,14 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     completing,
+    layout,
     manifest,
+    points,
     removing,
     starting,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Point, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Point, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
@@ -275,6 +288,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "id": {"type": "str"},
     "run": {"type": "str"},
     "vm": {"type": "dict"},
+    "fcd": {"type": "dict"},
     "disks": {"type": "list", "elements": "dict"},
     "mode": {"type": "str", "choices": ["auto", "full", "incremental"], "default": "auto"},
     "max_chain": {"type": "int", "default": 20},
@@ -297,10 +311,15 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     return _STATES[module.params["state"]](module.params, datetime.now(timezone.utc), module.check_mode)
 
 
+def _owner(params: dict[str, Any]) -> Owner:
+    """What the restore point is of, as the task names it."""
+    return Vm.from_result(params["vm"]) if params["vm"] is not None else Fcd.from_result(params["fcd"])
+
+
 def _start(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
-    vm = Vm.from_result(params["vm"])
+    owner = _owner(params)
     request = starting.Request(
-        instance_uuid=vm.instance_uuid,
+        object_id=owner.object_id,
         disks=[disk for disk in params["disks"] if disk.get("protected", True)],
         run=params["run"],
         mode=params["mode"],
@@ -311,27 +330,27 @@ def _start(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
         lease=params["lease"],
     )
     started = starting.start(params["repository"], request, now, dry)
-    answer = _answer("started", started.changed, vm, started.id, started.path, started.run)
+    answer = _answer("started", started.changed, owner, started.id, started.path, started.run)
     answer.update(since=[item.as_dict() for item in started.since], swept=started.swept)
     return answer
 
 
 def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
-    vm, point_id = Vm.from_result(params["vm"]), PointId.parse(params["id"])
-    if vm.instance_uuid != point_id.instance_uuid:
-        raise InvalidInput(f"{point_id} is no restore point of the VM {vm.name}.", "Give the VM that was started.")
+    owner, point_id = _owner(params), PointId.parse(params["id"])
+    if owner.object_id != point_id.object_id:
+        raise InvalidInput(f"{point_id} is no restore point of {owner.name}.", "Give the vm or fcd that was started.")
     requirements.check_program("qemu-img")
     taken = None if params["snapshot_time"] is None else manifest.exact_time(params["snapshot_time"])
-    content = Content(vm, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
+    content = Content(owner, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
     changed, point = completing.complete(params["repository"], point_id, params["run"], content, images.check, now, dry)
-    return _answer("completed", changed, vm, point_id, _path(params, point_id), params["run"], point)
+    return _answer("completed", changed, owner, point_id, _path(params, point_id), params["run"], point)
 
 
 def _abort(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     point_id = PointId.parse(params["id"])
     changed = removing.abort(params["repository"], point_id, params["run"], dry)
-    vm = Vm(None, None, point_id.instance_uuid)
-    return _answer("aborted", changed, vm, point_id, _path(params, point_id) + PARTIAL, params["run"])
+    owner = _known_owner(params, point_id)
+    return _answer("aborted", changed, owner, point_id, _path(params, point_id) + PARTIAL, params["run"])
 
 
 def _remove(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
@@ -339,9 +358,18 @@ def _remove(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     changed, point = removing.remove(
         params["repository"], point_id, params["force"], params["lock_timeout"], params["lease"], dry
     )
-    vm = Vm(None, None, point_id.instance_uuid) if point is None else point.vm
+    owner = _known_owner(params, point_id) if point is None else point.owner
     made_by = None if point is None else point.run
-    return _answer("absent", changed, vm, point_id, _path(params, point_id), made_by, point)
+    return _answer("absent", changed, owner, point_id, _path(params, point_id), made_by, point)
+
+
+def _known_owner(params: dict[str, Any], point_id: PointId) -> Owner:
+    """What an ID stands for, as far as the task or other restore points of it tell."""
+    if params["vm"] is not None or params["fcd"] is not None:
+        like: Owner | None = _owner(params)
+    else:
+        like = points.owner(points.read_entries(layout.open_repository(params["repository"]), point_id.object_id))
+    return manifest.unnamed(point_id.object_id, like)
 
 
 _STATES = {"started": _start, "completed": _complete, "aborted": _abort, "absent": _remove}
@@ -353,12 +381,18 @@ def _path(params: dict[str, Any], point_id: PointId) -> str:
 
 
 def _answer(
-    state: str, changed: bool, vm: Vm, point_id: PointId, path: str, run_id: str | None, point: Point | None = None
+    state: str,
+    changed: bool,
+    owner: Owner,
+    point_id: PointId,
+    path: str,
+    run_id: str | None,
+    point: Point | None = None,
 ) -> dict[str, Any]:
     recorded = {} if point is None else point.as_dict()
     return {
         "changed": changed,
-        "vm": vm.as_dict(),
+        **{kind: one and one.as_dict() for kind, one in manifest.by_kind(owner).items()},
         "restore_point": {
             "id": str(point_id),
             "path": path,
@@ -383,9 +417,12 @@ def main() -> None:
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
+        mutually_exclusive=[("vm", "fcd")],
         required_if=[
-            ("state", "started", ("vm", "disks")),
-            ("state", "completed", ("id", "run", "vm", "disks")),
+            ("state", "started", ("vm", "fcd"), True),
+            ("state", "started", ("disks",)),
+            ("state", "completed", ("vm", "fcd"), True),
+            ("state", "completed", ("id", "run", "disks")),
             ("state", "aborted", ("id", "run")),
             ("state", "absent", ("id",)),
         ],

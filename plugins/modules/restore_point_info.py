@@ -12,7 +12,7 @@ version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast-backup)
 description:
-  - Lists the restore points of a repository, of all virtual machines or of one.
+  - Lists the restore points of a repository, of all virtual machines and first class disks or of one.
   - Verifies them on request, with the images that they stand on. A damaged restore point is listed
     with what is wrong with it.
   - Only complete restore points are seen. Nothing is written, and no lock is taken or waited for.
@@ -41,16 +41,29 @@ options:
   vm:
     description: The virtual machine as other modules return it; its C(instance_uuid) counts.
     type: dict
+  fcd_id:
+    description:
+      - The first class disk of this ID. Restore points of virtual machines that hold it as one of their disks are
+        listed too.
+    type: str
+  fcd_name:
+    description:
+      - The first class disk of this name, as recorded in its newest restore point or, when no newest one has the name,
+        in any. Then as O(fcd_id).
+    type: str
+  fcd:
+    description: The first class disk as other modules return it; its C(id) counts, as O(fcd_id).
+    type: dict
   id:
     description: This restore point.
     type: str
   as_of:
     description:
-      - Of each virtual machine, the newest readable restore point that shows this moment or an earlier one.
+      - Of each virtual machine or disk, the newest readable restore point that shows this moment or an earlier one.
       - A time in ISO 8601; UTC when it names no zone.
     type: str
   newest:
-    description: Of each virtual machine, the newest readable restore point. Adds nothing to O(id) and O(as_of).
+    description: Of each virtual machine or disk, the newest readable restore point. Adds nothing to O(id) and O(as_of).
     type: bool
     default: false
   verify:
@@ -78,6 +91,12 @@ EXAMPLES = r"""
     newest: true
     verify: content
 
+- name: Find the newest restore points that hold a first class disk, its own and those of its virtual machine
+  holdfast.backup.restore_point_info:
+    repository: /backup
+    fcd_id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11
+    newest: true
+
 - name: Find the state before an accident
   holdfast.backup.restore_point_info:
     repository: /backup
@@ -91,6 +110,11 @@ vm:
   returned: success
   type: dict
   sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+fcd:
+  description: The first class disk, when restore points of exactly one are listed; else null.
+  returned: success
+  type: dict
+  sample: {id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11, name: pvc-7d1f, datastore: datastore1}
 repository:
   description: The repository. Its C(free) is in bytes.
   returned: success
@@ -102,13 +126,13 @@ repository:
     created: "2026-11-01T02:15:00Z"
     free: 1099511627776
 restore_points:
-  description: The restore points by virtual machine and time, oldest first.
+  description: The restore points by virtual machine or disk and time, oldest first.
   returned: success
   type: list
   elements: dict
   contains:
     id:
-      description: Instance UUID and UTC time.
+      description: Instance UUID of the virtual machine, or ID of the first class disk, and UTC time.
       type: str
       sample: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
     run:
@@ -116,9 +140,12 @@ restore_points:
       type: str
       sample: 8d0f4b6a2c9e4f7f9b1d5e3a7c6b8a90
     vm:
-      description: The virtual machine as it was called then.
+      description: The virtual machine as it was called then; null in a restore point of a first class disk.
       type: dict
       sample: {name: web01, moid: vm-42, instance_uuid: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11}
+    fcd:
+      description: The first class disk as it was called then; null in a restore point of a virtual machine.
+      type: dict
     time:
       description: The moment that it shows, in ISO 8601.
       type: str
@@ -152,7 +179,9 @@ restore_points:
       type: int
       sample: 1073741824
     disks:
-      description: The disks. C(path) is the image; C(parent) is what it stands on.
+      description:
+        - The disks. C(path) is the image; C(parent) is what it stands on.
+        - C(fcd_id) is the ID of a disk that was a first class disk, else null.
       type: list
       elements: dict
       sample:
@@ -173,6 +202,7 @@ restore_points:
           transport: nbdssl
           bytes_read: 20971520
           bytes_stored: 10485760
+          fcd_id:
     files:
       description: The other files, with size and hash.
       type: list
@@ -236,10 +266,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId, Vm
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest, points
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selected, Selection
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
     LEVELS,
     NONE,
@@ -253,12 +282,16 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "moid": {"type": "str"},
     "instance_uuid": {"type": "str"},
     "vm": {"type": "dict"},
+    "fcd_id": {"type": "str"},
+    "fcd_name": {"type": "str"},
+    "fcd": {"type": "dict"},
     "id": {"type": "str"},
     "as_of": {"type": "str"},
     "newest": {"type": "bool", "default": False},
     "verify": {"type": "str", "choices": list(LEVELS), "default": "none"},
 }
 
+_KEYS = {"vm": "instance_uuid", "fcd": "id"}
 _UNREADABLE: dict[str, Any] = {
     **dict.fromkeys(("run", "started", "completed", "snapshot_time", "consistency", "collection_version")),
     "disks": [],
@@ -278,36 +311,44 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     selected, passed_over = listing.select(repository, _selection(params))
     for entry in passed_over:
         module.warn(f"Restore point {entry.id} is damaged and passed over: {entry.problem}")
-    found = [_describe(one.entry, verifier.examine(one.entries, one.entry), now) for one in selected]
-    vms = {item["vm"]["instance_uuid"]: item["vm"] for item in found}
+    found = [_describe(one, verifier.examine(one.entries, one.entry), now) for one in selected]
     return {
         "changed": False,
-        "vm": next(iter(vms.values())) if len(vms) == 1 else None,
+        **{kind: _only([item[kind] for item in found if item[kind]], key) for kind, key in _KEYS.items()},
         "repository": repository.as_dict(),
         "restore_points": found,
     }
+
+
+def _only(owners: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    """The last record of the one object that all are about."""
+    return owners[-1] if len({one[key] for one in owners}) == 1 else None
 
 
 def _selection(params: dict[str, Any]) -> Selection:
     uuid = params["instance_uuid"]
     if params["vm"] is not None:
         uuid = Vm.from_result(params["vm"]).instance_uuid
+    fcd = params["fcd"] if params["fcd_id"] is None else {"id": params["fcd_id"]}
     return Selection(
         name=params["name"],
         moid=params["moid"],
         instance_uuid=None if uuid is None else manifest.check_uuid(uuid),
+        fcd_id=None if fcd is None else Fcd.from_result(fcd).id,
+        fcd_name=params["fcd_name"],
         id=None if params["id"] is None else PointId.parse(params["id"]),
         as_of=None if params["as_of"] is None else manifest.parse_time(params["as_of"]),
         newest=params["newest"],
     )
 
 
-def _describe(entry: Entry, report: Report, now: datetime) -> dict[str, Any]:
+def _describe(selected: Selected, report: Report, now: datetime) -> dict[str, Any]:
+    entry = selected.entry
     recorded = _UNREADABLE if entry.point is None else entry.point.as_dict()
     return {
         **recorded,
         "id": str(entry.id),
-        "vm": Vm(None, None, entry.id.instance_uuid).as_dict() if entry.point is None else recorded["vm"],
+        **{kind: one and one.as_dict() for kind, one in manifest.by_kind(_owner(selected)).items()},
         "disks": [{**disk, "path": os.path.join(entry.path, disk["image"])} for disk in recorded["disks"]],
         "time": manifest.format_time(entry.moment),
         "path": entry.path,
@@ -320,12 +361,22 @@ def _describe(entry: Entry, report: Report, now: datetime) -> dict[str, Any]:
     }
 
 
+def _owner(selected: Selected) -> Owner:
+    entry = selected.entry
+    if entry.point is not None:
+        return entry.point.owner
+    return manifest.unnamed(entry.id.object_id, points.owner(selected.entries))
+
+
 def main() -> None:
     """Entry point."""
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "id"), ("id", "as_of")],
+        mutually_exclusive=[
+            ("name", "moid", "instance_uuid", "vm", "fcd_id", "fcd_name", "fcd", "id"),
+            ("id", "as_of"),
+        ],
     )
 
 

@@ -16,6 +16,9 @@ CAPACITY = 1 << 20
 VM = {"name": "web01", "moid": "vm-42", "instance_uuid": "5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11"}
 
 
+FCD = {"id": "1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11", "name": "pvc-1", "datastore": "ds1"}
+
+
 def disk(key: int = 2000, uuid: str = "", **changes: Any) -> dict[str, Any]:
     """A disk record of a VM."""
     record = {
@@ -27,6 +30,11 @@ def disk(key: int = 2000, uuid: str = "", **changes: Any) -> dict[str, Any]:
         "reason": None,
     }
     return {**record, **changes}
+
+
+def fcd_disk(fcd: dict[str, str] = FCD, **changes: Any) -> dict[str, Any]:
+    """The disk record of a first class disk."""
+    return disk(0, fcd["id"], **{"label": fcd["name"], "fcd_id": fcd["id"], **changes})
 
 
 def qemu_img(*arguments: str | Path) -> str:
@@ -58,13 +66,20 @@ def restored(image: Path | str, to: Path) -> bytes:
 
 
 class Backup:
-    """Backs up one VM into a repository, step by step or at once."""
+    """Backs up one VM or first class disk into a repository, step by step or at once."""
 
-    def __init__(self, run_module: Callable[..., dict[str, Any]], path: Path, vm: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run_module: Callable[..., dict[str, Any]],
+        path: Path,
+        vm: dict[str, str] | None = None,
+        fcd: dict[str, str] | None = None,
+    ) -> None:
         self.run_module = run_module
         self.path = path
-        self.vm = vm or VM
-        self.directory = path / self.vm["instance_uuid"]
+        self.owner: dict[str, Any] = {"fcd": fcd} if fcd else {"vm": vm or VM}
+        self.directory = path / (fcd["id"] if fcd else self.owner["vm"]["instance_uuid"])
+        self.disk = fcd_disk(fcd) if fcd else disk()
         self.content = 0
 
     def module(self, state: str, **options: Any) -> dict[str, Any]:
@@ -78,7 +93,9 @@ class Backup:
 
     def start(self, disks: list[dict[str, Any]] | None = None, **options: Any) -> dict[str, Any]:
         """The state ``started``."""
-        return self.module("started", vm=self.vm, disks=[disk()] if disks is None else disks, **options)
+        disks = [self.disk] if disks is None else disks
+        self._fcds = {each["backing_uuid"]: each.get("fcd_id") for each in disks}
+        return self.module("started", **self.owner, disks=disks, **options)
 
     def copy(self, started: dict[str, Any]) -> list[dict[str, Any]]:
         """Images for all disks of a started point, and results like those of vddk_copy."""
@@ -93,6 +110,7 @@ class Backup:
                     **{name: since[name] for name in ("key", "label", "backing_uuid", "parent", "reason")},
                     "image": str(image),
                     "capacity": CAPACITY,
+                    "fcd_id": self._fcds[since["backing_uuid"]],
                     "change_id": f"52 aa/{self.content}",
                     "kind": "incremental" if since["parent"] else "full",
                     "transport": "nbdssl",
@@ -107,7 +125,7 @@ class Backup:
     def complete(self, started: dict[str, Any], disks: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         """The state ``completed``."""
         point = started["restore_point"]
-        return self.module("completed", id=point["id"], run=point["run"], vm=self.vm, disks=disks, **options)
+        return self.module("completed", id=point["id"], run=point["run"], **self.owner, disks=disks, **options)
 
     def abort(self, started: dict[str, Any], **options: Any) -> dict[str, Any]:
         """The state ``aborted``."""

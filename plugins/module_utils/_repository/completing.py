@@ -36,7 +36,7 @@ def complete(
     :raises Damaged: an image is not what the copy said
     """
     repository = layout.open_repository(path)
-    directory = repository.vm_directory(point_id.instance_uuid)
+    directory = repository.object_directory(point_id.object_id)
     done = _completed(repository, point_id, run)
     if done is not None:
         if not dry:
@@ -60,7 +60,7 @@ def complete(
 
 
 def _completed(repository: Repository, point_id: PointId, run: str) -> Point | None:
-    for entry in points.read_entries(repository, point_id.instance_uuid):
+    for entry in points.read_entries(repository, point_id.object_id):
         if entry.id == point_id:
             if entry.point is not None and entry.point.run == run:
                 return entry.point
@@ -71,7 +71,7 @@ def _completed(repository: Repository, point_id: PointId, run: str) -> Point | N
 
 
 def _publish(repository: Repository, point_id: PointId, run: str, point: Point) -> None:
-    directory, partial = repository.vm_directory(point_id.instance_uuid), repository.partial_directory(point_id)
+    directory, partial = repository.object_directory(point_id.object_id), repository.partial_directory(point_id)
     named = [disk.image for disk in point.disks] + [file.name for file in point.files]
     with files.reporting("complete the restore point"):
         for name in set(os.listdir(partial)) - set(named):
@@ -88,7 +88,7 @@ def _publish(repository: Repository, point_id: PointId, run: str, point: Point) 
 
 def _check_images(repository: Repository, partial: str, point: Point, check_image: CheckImage) -> None:
     """See that every new image is sound and stands on a chain that is there."""
-    readable = points.readable(points.read_entries(repository, point.vm.instance_uuid))
+    readable = points.readable(points.read_entries(repository, point.owner.object_id))
     for disk in point.disks:
         path = os.path.join(partial, disk.image)
         images.check(path, disk)

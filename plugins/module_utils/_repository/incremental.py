@@ -47,8 +47,8 @@ def plan(
 ) -> list[Since]:
     """One answer for each disk.
 
-    :param entries: the restore points of the VM, oldest first
-    :param disks: the VM's disks now: ``backing_uuid``, ``key``, ``label``
+    :param entries: the restore points of the object, oldest first
+    :param disks: its disks now: ``backing_uuid``, ``key``, ``label``
     :param max_chain: the most images that a chain may have, the new one included
     """
     return [_plan_disk(repository, entries, disk, mode, max_chain) for disk in disks]

@@ -7,10 +7,12 @@
 ::
 
     repository.json
-    <instance uuid>/.lock/<run>.json           while a run writes points of this VM
-    <instance uuid>/<UTC time>.partial/        being written
-    <instance uuid>/<UTC time>.deleted/        being deleted
-    <instance uuid>/<UTC time>/point.json ...  a restore point, complete
+    <object>/.lock/<run>.json           while a run writes points of this object
+    <object>/<UTC time>.partial/        being written
+    <object>/<UTC time>.deleted/        being deleted
+    <object>/<UTC time>/point.json ...  a restore point, complete
+
+An object is a VM, by its instance UUID, or a first class disk, by its ID.
 """
 
 from __future__ import annotations
@@ -47,23 +49,24 @@ class Repository:
     version: int
     created: str
 
-    def vm_directory(self, instance_uuid: str) -> str:
-        """The directory of one VM's points."""
-        return os.path.join(self.path, instance_uuid)
+    def object_directory(self, object_id: str) -> str:
+        """The directory of one VM's or first class disk's points."""
+        return os.path.join(self.path, object_id)
 
     def point_directory(self, point: PointId) -> str:
         """The directory of a complete point."""
-        return os.path.join(self.path, point.instance_uuid, point.time)
+        return os.path.join(self.path, point.object_id, point.time)
 
     def partial_directory(self, point: PointId) -> str:
         """The directory of a point that is being written."""
         return self.point_directory(point) + PARTIAL
 
-    def instance_uuids(self) -> list[str]:
-        """Every VM that has a directory here, sorted."""
+    def object_ids(self) -> list[str]:
+        """Every VM and first class disk that has a directory here, sorted."""
         with files.reporting("list the repository"):
             names = os.listdir(self.path)
-        return sorted(name for name in names if manifest.is_uuid(name) and files.is_directory(self.vm_directory(name)))
+        uuids = filter(manifest.is_uuid, names)
+        return sorted(name for name in uuids if files.is_directory(self.object_directory(name)))
 
     def free(self) -> int:
         """Bytes that the user of this process may still write."""
@@ -136,13 +139,13 @@ def create_repository(planned: Repository) -> Repository:
     return open_repository(planned.path)
 
 
-def make_vm_directory(repository: Repository, instance_uuid: str) -> str:
-    """The VM's directory, made if need be.
+def make_object_directory(repository: Repository, object_id: str) -> str:
+    """The object's directory, made if need be.
 
     :raises Damaged: something else has its name
     """
-    directory = repository.vm_directory(instance_uuid)
-    with files.reporting("make the directory of the VM"):
+    directory = repository.object_directory(object_id)
+    with files.reporting("make the directory of the restore points"):
         try:
             os.mkdir(directory, 0o700)
             files.sync_directory(repository.path)
@@ -154,18 +157,18 @@ def make_vm_directory(repository: Repository, instance_uuid: str) -> str:
 
 
 def leftovers(directory: str) -> list[str]:
-    """Names in a VM's directory of points half written or half deleted, oldest first."""
+    """Names in an object's directory of points half written or half deleted, oldest first."""
     return sorted(name for name in _names(directory) if _unfinished(name))
 
 
 def taken_times(directory: str) -> list[str]:
-    """Every time in a VM's directory that a point had, has, or was about to have."""
+    """Every time in an object's directory that a point had, has, or was about to have."""
     names = (os.path.splitext(name)[0] if _unfinished(name) else name for name in _names(directory))
     return sorted(name for name in names if manifest.is_time(name))
 
 
 def complete_times(directory: str) -> list[str]:
-    """The times of the complete points in a VM's directory, oldest first."""
+    """The times of the complete points in an object's directory, oldest first."""
     return sorted(name for name in _names(directory) if manifest.is_time(name))
 
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Mapping, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import points
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which VM (at most one of the first three), or which point, and which of its points. All when empty."""
+    """Which object (at most one of the first five), or which point, and which of its points. All when empty.
+
+    A first class disk has points of its own, and others hold it as a disk of the VM that it was attached to.
+    """
 
     name: str | None = None
     moid: str | None = None
     instance_uuid: str | None = None
+    fcd_id: str | None = None
+    fcd_name: str | None = None
     id: PointId | None = None
     as_of: datetime | None = None
     newest: bool = False
@@ -30,29 +36,29 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selected:
-    """A restore point, and all entries of its VM, in which its chain lies."""
+    """A restore point, and all entries of its VM or first class disk, in which its chain lies."""
 
     entry: Entry
     entries: list[Entry]
 
 
 def select(repository: Repository, selection: Selection) -> tuple[list[Selected], list[Entry]]:
-    """The restore points asked for, by VM and time; and the damaged ones passed over when only one was asked for.
+    """The restore points asked for, by object and time; and the damaged ones passed over when only one was asked for.
 
-    :raises NotFound: no such VM or restore point
-    :raises Ambiguous: several VMs have the name
+    :raises NotFound: no such VM, first class disk or restore point
+    :raises Ambiguous: several have the name
     """
     if selection.id is not None:
         return [_by_id(repository, selection.id)], []
-    vms = points.of_vm(repository, name=selection.name, moid=selection.moid, instance_uuid=selection.instance_uuid)
+    objects = _objects(repository, selection)
     if selection.as_of is None and not selection.newest:
-        return [Selected(entry, entries) for entries in vms.values() for entry in entries], []
+        return [Selected(entry, one.all) for one in objects for entry in one.eligible], []
     found: list[Selected] = []
     passed_over: list[Entry] = []
-    for entries in vms.values():
-        chosen, damaged = _newest(entries, selection.as_of)
+    for one in objects:
+        chosen, damaged = _newest(one, selection.as_of)
         passed_over += damaged
-        found += [Selected(chosen, entries)] if chosen else []
+        found += [Selected(chosen, one.all)] if chosen else []
     if not found:
         moment = f" as of {selection.as_of}" if selection.as_of else ""
         raise NotFound(
@@ -62,19 +68,57 @@ def select(repository: Repository, selection: Selection) -> tuple[list[Selected]
     return found, passed_over
 
 
+class _Object(NamedTuple):
+    """The entries of one object: all, and those that may be chosen."""
+
+    all: list[Entry]
+    eligible: list[Entry]
+
+
+def _objects(repository: Repository, selection: Selection) -> list[_Object]:
+    if selection.instance_uuid is not None:
+        entries = points.read_entries(repository, selection.instance_uuid)
+        if not entries:
+            raise points.unknown("VM", selection.instance_uuid)
+        return [_Object(entries, entries)]
+    found = points.of_all(repository)
+    if selection.fcd_id is not None or selection.fcd_name is not None:
+        fcd_id = selection.fcd_id or points.called(found, Fcd, "name", selection.fcd_name or "")
+        return _holding(found, fcd_id)
+    for key in ("name", "moid"):
+        if (value := getattr(selection, key)) is not None:
+            entries = found[points.called(found, Vm, key, value)]
+            return [_Object(entries, entries)]
+    return [_Object(entries, entries) for entries in found.values()]
+
+
+def _holding(found: Mapping[str, list[Entry]], fcd_id: str) -> list[_Object]:
+    """The points that hold a first class disk. An unreadable one counts where others do: it may."""
+    objects = []
+    for object_id, entries in found.items():
+        if object_id == fcd_id:
+            objects.append(_Object(entries, entries))
+        elif any(entry.point is not None and entry.point.holds(fcd_id) for entry in entries):
+            eligible = [entry for entry in entries if entry.point is None or entry.point.holds(fcd_id)]
+            objects.append(_Object(entries, eligible))
+    if not objects:
+        raise points.unknown("first class disk", fcd_id)
+    return objects
+
+
 def _by_id(repository: Repository, point_id: PointId) -> Selected:
-    entries = points.read_entries(repository, point_id.instance_uuid)
+    entries = points.read_entries(repository, point_id.object_id)
     for entry in entries:
         if entry.id == point_id:
             return Selected(entry, entries)
     raise NotFound(f"There is no restore point {point_id}.", "List the restore points with restore_point_info.")
 
 
-def _newest(entries: list[Entry], as_of: datetime | None) -> tuple[Entry | None, list[Entry]]:
+def _newest(one: _Object, as_of: datetime | None) -> tuple[Entry | None, list[Entry]]:
     """The newest entry with all its manifests, and the damaged ones that are newer."""
-    readable = points.readable(entries)
+    readable = points.readable(one.all)
     damaged: list[Entry] = []
-    for entry in sorted(entries, key=lambda entry: entry.moment, reverse=True):
+    for entry in sorted(one.eligible, key=lambda entry: entry.moment, reverse=True):
         if as_of is not None and entry.moment > as_of:
             continue
         if entry.point is not None and points.is_whole(readable, entry.point):

@@ -2,9 +2,9 @@
 # BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Private to holdfast.backup: one writer per VM.
+"""Private to holdfast.backup: one writer per VM or first class disk.
 
-The lock is the directory ``.lock`` in the VM's directory with one record in it, ``<run>.json``.
+The lock is the directory ``.lock`` in the object's directory with one record in it, ``<run>.json``.
 Three steps that every file system does at once, NFS too, are all it needs:
 
 - take: a prepared directory with the record is renamed to ``.lock``, which succeeds only while
@@ -68,12 +68,12 @@ class Holder:
 
 
 def acquire(directory: str, run: str, lease: int = DEFAULT_LEASE, wait: float = 0) -> Holder | None:
-    """Take the lock of a VM's directory; the dead owner whose lock was broken for it, if any.
+    """Take the lock of an object's directory; the dead owner whose lock was broken for it, if any.
 
     :param wait: seconds to wait for a living owner
     :raises Locked: a living run has it
     """
-    with files.reporting("take the lock of the VM"):
+    with files.reporting("take the lock of the restore points"):
         prepared = _prepare(directory, run, lease)
         try:
             return _contend(directory, prepared, run, time.monotonic() + wait)
@@ -83,7 +83,7 @@ def acquire(directory: str, run: str, lease: int = DEFAULT_LEASE, wait: float = 
 
 def holder(directory: str) -> Holder | None:
     """Who has the lock, dead or alive."""
-    with files.reporting("read the lock of the VM"):
+    with files.reporting("read the lock of the restore points"):
         return _holder(directory)
 
 
@@ -128,7 +128,7 @@ def renew(directory: str, run: str) -> None:
     :raises Locked: the lock is no longer this run's
     """
     try:
-        with files.reporting("renew the lock of the VM"):
+        with files.reporting("renew the lock of the restore points"):
             os.utime(_record(directory, run))
     except RepositoryError:
         check_owner(directory, run)
@@ -137,7 +137,7 @@ def renew(directory: str, run: str) -> None:
 
 def release(directory: str, run: str) -> bool:
     """Give the lock back; whether this run had it."""
-    with files.reporting("release the lock of the VM"):
+    with files.reporting("release the lock of the restore points"):
         return _break(directory, run)
 
 

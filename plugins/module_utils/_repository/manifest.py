@@ -5,7 +5,7 @@
 """Private to holdfast.backup: what a restore point's ``point.json`` says.
 
 Pure: bytes in, checked records out, and back. A manifest that parses cannot name a path
-outside its VM's directory: names are built from checked parts, never taken as paths.
+outside its own VM's or first class disk's directory: names are built from checked parts, never taken as paths.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Mapping
+from typing import Any, Mapping, Union
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents
@@ -44,13 +44,16 @@ _MAX_NOTES = 4096
 
 @dataclass(frozen=True, order=True)
 class PointId:
-    """``<instance uuid>/<UTC time>``: the name of a restore point, sorted by time within a VM."""
+    """``<object>/<UTC time>``: the name of a restore point, sorted by time within an object.
 
-    instance_uuid: str
+    The object is a VM, by its instance UUID, or a first class disk, by its ID.
+    """
+
+    object_id: str
     time: str
 
     def __str__(self) -> str:
-        return f"{self.instance_uuid}/{self.time}"
+        return f"{self.object_id}/{self.time}"
 
     @classmethod
     def parse(cls, text: str) -> PointId:
@@ -62,7 +65,7 @@ class PointId:
         if not re.fullmatch(_UUID, uuid) or not is_time(time):
             raise InvalidInput(
                 f"{text[:100]!r} is not the ID of a restore point.",
-                "Give <instance uuid>/<UTC time>, like the 'id' that restore_point_info returns.",
+                "Give <UUID>/<UTC time>, like the 'id' that restore_point_info returns.",
             )
         return cls(uuid, time)
 
@@ -88,9 +91,54 @@ class Vm:
         """
         return cls(result.get("name"), result.get("moid"), check_uuid(str(result.get("instance_uuid"))))
 
+    @property
+    def object_id(self) -> str:
+        """What its points are filed under."""
+        return self.instance_uuid
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fcd:
+    """The identity of a first class disk. ``datastore`` is the name of the one that it was on."""
+
+    id: str
+    name: str | None
+    datastore: str | None
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> Fcd:
+        """The disk as a module returned it; further keys are ignored.
+
+        :raises InvalidInput: it has no usable ID
+        """
+        fcd_id = check_uuid(str(result.get("id")), "the ID of a first class disk")
+        return cls(fcd_id, result.get("name"), result.get("datastore"))
+
+    @property
+    def object_id(self) -> str:
+        """What its points are filed under."""
+        return self.id
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+Owner = Union[Vm, Fcd]
+
+
+def by_kind(owner: Owner) -> dict[str, Any]:
+    """``vm`` and ``fcd``, one of them None: the two keys of a point and of a result."""
+    return {"vm": owner if isinstance(owner, Vm) else None, "fcd": owner if isinstance(owner, Fcd) else None}
+
+
+def unnamed(object_id: str, like: Owner | None) -> Owner:
+    """An object of which nothing but the ID is known; of the kind of a known one, else taken for a VM."""
+    return Fcd(object_id, None, None) if isinstance(like, Fcd) else Vm(None, None, object_id)
 
 
 @dataclass(frozen=True)
@@ -129,6 +177,12 @@ class Disk:
     transport: str | None
     bytes_read: int
     bytes_stored: int
+    fcd_id: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """What the images of one chain have in common."""
+        return self.backing_uuid, self.capacity
 
 
 @dataclass(frozen=True)
@@ -142,7 +196,7 @@ class File:
 
 @dataclass(frozen=True)
 class Unprotected:
-    """Something of the VM that the point does not hold, and why."""
+    """Something that the point does not hold, and why."""
 
     label: str | None
     key: int | None
@@ -152,11 +206,15 @@ class Unprotected:
 
 @dataclass(frozen=True)
 class Point:
-    """One restore point. Times are ISO 8601 in UTC; ``snapshot_time`` is the moment it shows."""
+    """One restore point, of a VM or of a first class disk.
+
+    Times are ISO 8601 in UTC; ``snapshot_time`` is the moment it shows.
+    """
 
     id: str
     run: str
-    vm: Vm
+    vm: Vm | None
+    fcd: Fcd | None
     started: str
     completed: str
     snapshot_time: str | None
@@ -166,6 +224,17 @@ class Point:
     unprotected: tuple[Unprotected, ...]
     warnings: tuple[str, ...]
     collection_version: str
+
+    @property
+    def owner(self) -> Owner:
+        """What it is of."""
+        owner = self.vm or self.fcd
+        assert owner is not None  # parse() sees to that
+        return owner
+
+    def holds(self, fcd_id: str) -> bool:
+        """Whether one of its disks is, or was, this first class disk."""
+        return any(disk.fcd_id == fcd_id for disk in self.disks)
 
     @property
     def moment(self) -> datetime:
@@ -182,13 +251,13 @@ class Point:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def check_uuid(text: str) -> str:
-    """An instance UUID in lower case.
+def check_uuid(text: str, what: str = "an instance UUID") -> str:
+    """A UUID in lower case.
 
     :raises InvalidInput: it is none
     """
     if not is_uuid(text.lower()):
-        raise InvalidInput(f"{text[:100]!r} is not an instance UUID.", "Pass the vm that another module returned.")
+        raise InvalidInput(f"{text[:100]!r} is not {what}.", "Pass the vm or fcd that another module returned.")
     return text.lower()
 
 
@@ -205,7 +274,7 @@ def check_run(text: str) -> str:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a directory of this name may hold the points of one VM."""
+    """Whether a directory of this name may hold the points of one VM or first class disk."""
     return re.fullmatch(_UUID, text) is not None
 
 
@@ -226,7 +295,7 @@ def is_image(text: str) -> bool:
 
 
 def relative_image(time: str, image: str) -> str:
-    """How an image names another point's image of the same VM; stays right when a directory is renamed or moved."""
+    """How an image names another point's image of the same object; stays right when a directory is renamed or moved."""
     return f"../{time}/{image}"
 
 
@@ -289,7 +358,7 @@ def parse(data: bytes, expected: PointId) -> Point:
     point = Point(
         id=str(expected),
         run=fields.text("run", RUN),
-        vm=_vm(fields.object("vm"), expected),
+        **by_kind(_owner(fields, expected)),
         started=_time(fields, "started"),
         completed=_time(fields, "completed"),
         snapshot_time=None if fields.optional_text("snapshot_time") is None else _time(fields, "snapshot_time"),
@@ -306,11 +375,18 @@ def parse(data: bytes, expected: PointId) -> Point:
     return point
 
 
-def _vm(fields: Fields, expected: PointId) -> Vm:
-    vm = Vm(fields.optional_text("name"), fields.optional_text("moid"), fields.text("instance_uuid", _UUID))
-    if vm.instance_uuid != expected.instance_uuid:
-        fields.refuse("instance_uuid", f"is not {expected.instance_uuid}")
-    return vm
+def _owner(fields: Fields, expected: PointId) -> Owner:
+    vm, fcd = fields.optional_object("vm"), fields.optional_object("fcd")
+    owner: Owner
+    if vm is not None and fcd is None:
+        owner = Vm(vm.optional_text("name"), vm.optional_text("moid"), vm.text("instance_uuid", _UUID))
+    elif fcd is not None and vm is None:
+        owner = Fcd(fcd.text("id", _UUID), fcd.optional_text("name"), fcd.optional_text("datastore"))
+    else:
+        fields.refuse("vm", "or fcd must be there, and only one of them")
+    if owner.object_id != expected.object_id:
+        fields.refuse("vm" if vm else "fcd", f"is not {expected.object_id}")
+    return owner
 
 
 def _disk(fields: Fields, point: PointId) -> Disk:
@@ -334,13 +410,14 @@ def _disk(fields: Fields, point: PointId) -> Disk:
         transport=fields.optional_text("transport"),
         bytes_read=fields.integer("bytes_read", MAX_BYTES),
         bytes_stored=fields.integer("bytes_stored", MAX_BYTES),
+        fcd_id=fields.optional_text("fcd_id", _UUID),
     )
 
 
 def _parent(fields: Fields, point: PointId) -> Parent:
     parent = Parent(fields.text("id", f"{_UUID}/{_TIME}"), fields.text("image"))
-    if parent.id != f"{point.instance_uuid}/{parent.time}":
-        fields.refuse("id", "belongs to another VM")
+    if parent.id != f"{point.object_id}/{parent.time}":
+        fields.refuse("id", "belongs to another VM or first class disk")
     # Strictly older: so a chain cannot loop.
     if not is_time(parent.time) or parent.time >= point.time:
         fields.refuse("id", "is not older than the point itself")

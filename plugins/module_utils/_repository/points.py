@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Iterable, Mapping, NamedTuple
+from typing import Iterable, Mapping, NamedTuple, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     Ambiguous,
@@ -20,7 +20,18 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents, files, layout, manifest
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Parent, Point, PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import (
+    Disk,
+    Fcd,
+    Owner,
+    Parent,
+    Point,
+    PointId,
+    Vm,
+)
+
+_WORDS = {Vm: "VM", Fcd: "first class disk"}
+_IDS = {Vm: "instance_uuid", Fcd: "fcd_id"}
 
 
 class Link(NamedTuple):
@@ -45,10 +56,10 @@ class Entry:
         return self.id.moment if self.point is None else self.point.moment
 
 
-def read_entries(repository: Repository, instance_uuid: str) -> list[Entry]:
-    """Every complete restore point of a VM, oldest first. A damaged one is listed, it does not raise."""
-    times = layout.complete_times(repository.vm_directory(instance_uuid))
-    entries = (_read_entry(repository, PointId(instance_uuid, time)) for time in times)
+def read_entries(repository: Repository, object_id: str) -> list[Entry]:
+    """Every complete restore point of an object, oldest first. A damaged one is listed, it does not raise."""
+    times = layout.complete_times(repository.object_directory(object_id))
+    entries = (_read_entry(repository, PointId(object_id, time)) for time in times)
     return [entry for entry in entries if entry is not None]
 
 
@@ -60,7 +71,7 @@ def readable(entries: Iterable[Entry]) -> dict[str, Point]:
 def chain(points: Mapping[str, Point], point: Point, disk: Disk) -> list[Link]:
     """The images that hold a disk, from the full one to the disk's own.
 
-    :param points: the readable points of the VM by their times
+    :param points: the readable points of the object by their times
     :raises Damaged: a part of the chain is missing or does not fit
     """
     links = [Link(point, disk)]
@@ -84,33 +95,49 @@ def dependents(points: Iterable[Point], time: str) -> list[Point]:
     return [point for point in points if any(disk.parent and disk.parent.time == time for disk in point.disks)]
 
 
-def of_vm(
-    repository: Repository, *, name: str | None = None, moid: str | None = None, instance_uuid: str | None = None
-) -> dict[str, list[Entry]]:
-    """The entries of the VMs asked for, by instance UUID; of all VMs when nothing is given.
+def of_all(repository: Repository) -> dict[str, list[Entry]]:
+    """The entries of every object that has any, by its ID."""
+    found = {object_id: read_entries(repository, object_id) for object_id in repository.object_ids()}
+    return {object_id: entries for object_id, entries in found.items() if entries}
 
-    A name or moid is looked up in the newest point of each VM, then, when none has it, in all points.
 
-    :raises NotFound: the repository has no point of such a VM
-    :raises Ambiguous: several VMs fit
+def owner(entries: Sequence[Entry]) -> Owner | None:
+    """The object as the newest readable of its entries calls it."""
+    return next((entry.point.owner for entry in reversed(entries) if entry.point is not None), None)
+
+
+def called(found: Mapping[str, Sequence[Entry]], kind: type[Owner], key: str, value: str) -> str:
+    """The ID of the one object of a kind whose record has this value.
+
+    It is looked up in the newest point of each object, then, when none has it, in all points.
+
+    :param key: ``name`` or ``moid``
+    :raises NotFound: no point has it
+    :raises Ambiguous: several objects fit
     """
-    if instance_uuid is not None:
-        return {instance_uuid: _known(read_entries(repository, instance_uuid), instance_uuid)}
-    found = {uuid: read_entries(repository, uuid) for uuid in repository.instance_uuids()}
-    found = {uuid: entries for uuid, entries in found.items() if entries}
-    if name is None and moid is None:
-        return found
-    newest = {uuid: list(readable(entries).values())[-1:] for uuid, entries in found.items()}
-    everything = {uuid: list(readable(entries).values()) for uuid, entries in found.items()}
-    wanted = name if name is not None else moid
-    fitting = _fitting(newest, name, moid) or _fitting(everything, name, moid)
+    records = {
+        object_id: [entry.point.owner for entry in entries if entry.point is not None]
+        for object_id, entries in found.items()
+    }
+    fitting = _fitting({object_id: some[-1:] for object_id, some in records.items()}, kind, key, value)
+    fitting = fitting or _fitting(records, kind, key, value)
     if len(fitting) > 1:
         raise Ambiguous(
-            f"The repository holds restore points of {len(fitting)} VMs called {wanted}.",
-            "Choose one by its instance_uuid.",
-            candidates=[newest[uuid][0].as_dict()["vm"] for uuid in fitting],
+            f"The repository holds restore points of {len(fitting)} {_WORDS[kind]}s called {value}.",
+            f"Choose one by its {_IDS[kind]}.",
+            candidates=[records[object_id][-1].as_dict() for object_id in fitting],
         )
-    return {uuid: _known(found[uuid], wanted) for uuid in fitting} if fitting else {"": _known([], wanted)}
+    if not fitting:
+        raise unknown(_WORDS[kind], value)
+    return fitting[0]
+
+
+def unknown(what: str, wanted: str) -> NotFound:
+    """The error about an object without restore points."""
+    return NotFound(
+        f"The repository holds no restore point of the {what} {wanted}.",
+        "List all with restore_point_info without naming any.",
+    )
 
 
 def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
@@ -128,7 +155,7 @@ def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
 
 def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Link:
     disk = link.disk
-    step = "Back the VM up again: the next run makes a full copy of this disk."
+    step = "Run the backup again: it makes a full copy of this disk."
     point = points.get(parent.time)
     if point is None:
         raise Damaged(
@@ -137,7 +164,7 @@ def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Lin
         )
     for found in point.disks:
         if found.image == parent.file:
-            if (found.backing_uuid, found.capacity) != (disk.backing_uuid, disk.capacity):
+            if found.identity != disk.identity:
                 break
             return Link(point, found)
     raise Damaged(
@@ -145,18 +172,9 @@ def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Lin
     )
 
 
-def _fitting(points: Mapping[str, list[Point]], name: str | None, moid: str | None) -> list[str]:
+def _fitting(records: Mapping[str, Sequence[Owner]], kind: type[Owner], key: str, value: str) -> list[str]:
     return [
-        uuid
-        for uuid, some in points.items()
-        if any(name in (None, point.vm.name) and moid in (None, point.vm.moid) for point in some)
+        object_id
+        for object_id, owners in records.items()
+        if any(isinstance(one, kind) and getattr(one, key) == value for one in owners)
     ]
-
-
-def _known(entries: list[Entry], wanted: str | None) -> list[Entry]:
-    if not entries:
-        raise NotFound(
-            f"The repository holds no restore point of the VM {wanted}.",
-            "List all with restore_point_info without naming a VM.",
-        )
-    return entries

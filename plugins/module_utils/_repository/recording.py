@@ -18,15 +18,15 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import (
     Disk,
     File,
+    Owner,
     Parent,
     Point,
     PointId,
     Unprotected,
-    Vm,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._version import VERSION
 
-FILES = ("config.json", "vm.nvram")
+FILES = ("config.json", "vm.nvram", "fcd.json")
 """What may be in a restore point beside the images."""
 
 _LONGEST = 4096
@@ -38,7 +38,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Content:
     """What the run knows of the restore point. ``disks`` are the results of the copy."""
 
-    vm: Vm
+    owner: Owner
     disks: Sequence[Mapping[str, Any]]
     consistency: str
     snapshot_time: str | None
@@ -56,7 +56,7 @@ def point(repository: Repository, point_id: PointId, run: str, content: Content,
     found = Point(
         id=str(point_id),
         run=run,
-        vm=content.vm,
+        **manifest.by_kind(content.owner),
         started=manifest.format_time(point_id.moment),
         completed=manifest.format_time(now),
         snapshot_time=content.snapshot_time,
@@ -97,6 +97,7 @@ def _disk(repository: Repository, point_id: PointId, result: Mapping[str, Any]) 
             transport=result.get("transport"),
             bytes_read=int(result.get("bytes_read") or 0),
             bytes_stored=int(result.get("bytes_stored") or size),
+            fcd_id=result.get("fcd_id"),
         )
     except KeyError as error:
         raise InvalidInput(f"A disk's result has no {error}.", "Pass the results of the copy as they are.") from error
@@ -118,14 +119,14 @@ def _measure(path: str, sha256: Any) -> tuple[int, str]:
 
 
 def _parent(repository: Repository, point_id: PointId, path: str) -> Parent:
-    directory = repository.vm_directory(point_id.instance_uuid)
+    directory = repository.object_directory(point_id.object_id)
     time, _slash, image = os.path.relpath(os.path.realpath(path), directory).partition(os.sep)
     if not manifest.is_time(time) or not manifest.is_image(image):
         raise InvalidInput(
             f"The parent {path} is no image of a complete restore point in {directory}.",
             "Pass the parent that 'started' returned.",
         )
-    return Parent(str(PointId(point_id.instance_uuid, time)), manifest.relative_image(time, image))
+    return Parent(str(PointId(point_id.object_id, time)), manifest.relative_image(time, image))
 
 
 def _file(directory: str, name: str) -> File:

@@ -21,7 +21,7 @@ def abort(path: str, point_id: PointId, run: str, dry: bool = False) -> bool:
     What belongs to another run is left alone, and a complete restore point too.
     """
     repository = layout.open_repository(path)
-    directory = repository.vm_directory(point_id.instance_uuid)
+    directory = repository.object_directory(point_id.object_id)
     held = locks.holder(directory)
     if held is None or held.run != run:
         return False
@@ -43,13 +43,13 @@ def remove(
 ) -> tuple[bool, Point | None]:
     """Delete a complete restore point.
 
-    :param force: also the last one of its VM that can be read
+    :param force: also the last one of its object that can be read
     :return: whether that changes anything, and what its manifest said, if that could be read
     :raises RepositoryError: another restore point needs it, or it is the last one
-    :raises Locked: a run is writing restore points of this VM
+    :raises Locked: a run is writing restore points of this object
     """
     repository = layout.open_repository(path)
-    directory, target = repository.vm_directory(point_id.instance_uuid), repository.point_directory(point_id)
+    directory, target = repository.object_directory(point_id.object_id), repository.point_directory(point_id)
     if not os.path.lexists(target):
         return False, None
     if dry:
@@ -70,7 +70,7 @@ def remove(
 
 
 def _removable(repository: Repository, point_id: PointId, force: bool) -> Point | None:
-    entries = points.read_entries(repository, point_id.instance_uuid)
+    entries = points.read_entries(repository, point_id.object_id)
     readable = points.readable(entries)
     needed_by = [point.id for point in points.dependents(readable.values(), point_id.time)]
     if needed_by:
@@ -88,6 +88,7 @@ def _removable(repository: Repository, point_id: PointId, force: bool) -> Point 
         )
     if list(readable) == [point_id.time] and not force:
         raise RepositoryError(
-            f"Restore point {point_id} is the last one of its VM.", "Set force=true to delete it all the same."
+            f"Restore point {point_id} is the last one of its VM or first class disk.",
+            "Set force=true to delete it all the same.",
         )
     return readable.get(point_id.time)

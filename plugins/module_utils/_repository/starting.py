@@ -30,7 +30,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.manife
 class Request:
     """What the caller wants of :func:`start`. Sizes in bytes, times in seconds."""
 
-    instance_uuid: str
+    object_id: str
     disks: Sequence[Mapping[str, Any]]
     run: str | None = None
     mode: str = "auto"
@@ -54,12 +54,12 @@ class Started:
 
 
 def start(path: str, request: Request, now: datetime, dry: bool = False) -> Started:
-    """Take the VM's lock, sweep what dead runs left, and make the directory of a new restore point.
+    """Take the object's lock, sweep what dead runs left, and make the directory of a new restore point.
 
     The same run may call it again: that renews its lock and changes nothing.
 
     :param dry: find out what would happen, changing nothing
-    :raises Locked: another run is writing restore points of this VM
+    :raises Locked: another run is writing restore points of this object
     :raises NoSpace: less than ``min_free`` would be left to write into
     """
     repository, planned = layout.open_or_plan(path, request.create, now)
@@ -68,11 +68,11 @@ def start(path: str, request: Request, now: datetime, dry: bool = False) -> Star
         return _dry_start(repository, request, run, now)
     if planned:
         repository = layout.create_repository(repository)
-    directory = layout.make_vm_directory(repository, request.instance_uuid)
+    directory = layout.make_object_directory(repository, request.object_id)
     if locks.rejoin(directory, run):
         going_on = [name for name in layout.leftovers(directory) if name.endswith(layout.PARTIAL)]
         if going_on:
-            point_id = PointId(request.instance_uuid, going_on[-1][: -len(layout.PARTIAL)])
+            point_id = PointId(request.object_id, going_on[-1][: -len(layout.PARTIAL)])
             return _started(repository, request, run, point_id, changed=False, swept=[])
     else:
         locks.acquire(directory, run, request.lease, request.lock_timeout)
@@ -84,7 +84,7 @@ def start(path: str, request: Request, now: datetime, dry: bool = False) -> Star
 
 
 def _begin(repository: Repository, request: Request, run: str, now: datetime) -> Started:
-    directory = repository.vm_directory(request.instance_uuid)
+    directory = repository.object_directory(request.object_id)
     point_id = _new_id(directory, request, now)
     swept = sweep(directory)
     _check_space(repository, request.min_free)
@@ -95,7 +95,7 @@ def _begin(repository: Repository, request: Request, run: str, now: datetime) ->
 
 
 def _dry_start(repository: Repository, request: Request, run: str, now: datetime) -> Started:
-    directory = repository.vm_directory(request.instance_uuid)
+    directory = repository.object_directory(request.object_id)
     locks.check_free(directory, run)
     _check_space(repository, request.min_free)
     point_id = _new_id(directory, request, now)
@@ -105,13 +105,13 @@ def _dry_start(repository: Repository, request: Request, run: str, now: datetime
 def _started(
     repository: Repository, request: Request, run: str, point_id: PointId, changed: bool, swept: list[str]
 ) -> Started:
-    entries = points.read_entries(repository, request.instance_uuid)
+    entries = points.read_entries(repository, request.object_id)
     since = incremental.plan(repository, entries, request.disks, request.mode, request.max_chain)
     return Started(changed, point_id, repository.partial_directory(point_id), run, since, swept)
 
 
 def sweep(directory: str) -> list[str]:
-    """Remove what dead runs left in a VM's directory; the names removed. Only for the owner of the lock."""
+    """Remove what dead runs left in an object's directory; the names removed. Only for the owner of the lock."""
     names = layout.leftovers(directory)
     with files.reporting("remove what a dead run left"):
         for name in names:
@@ -120,7 +120,7 @@ def sweep(directory: str) -> list[str]:
 
 
 def _new_id(directory: str, request: Request, now: datetime) -> PointId:
-    return PointId(request.instance_uuid, manifest.next_time(now, layout.taken_times(directory)))
+    return PointId(request.object_id, manifest.next_time(now, layout.taken_times(directory)))
 
 
 def _check_space(repository: Repository, wanted: int) -> None:

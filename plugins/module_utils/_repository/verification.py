@@ -67,7 +67,7 @@ class Verifier:
         self._seen: dict[str, list[Problem]] = {}
 
     def examine(self, entries: Iterable[Entry], entry: Entry) -> Report:
-        """Examine one of the entries of a VM."""
+        """Examine one of the entries of an object."""
         if entry.problem is not None:
             return Report([], 0, True, self._level, [Problem.of(entry.problem)])
         readable = points.readable(entries)

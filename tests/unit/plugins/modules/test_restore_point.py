@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents, manifest
 from ansible_collections.holdfast.backup.tests.unit.repositories import (
     CAPACITY,
+    FCD,
     VM,
     Backup,
     disk,
@@ -561,3 +562,52 @@ def test_an_id_that_is_none_is_refused(backup: Backup, bad: str) -> None:
 @pytest.mark.parametrize("bad", ["../x", "a/b", "", "x" * 65])
 def test_a_run_that_is_no_file_name_is_refused(backup: Backup, bad: str) -> None:
     assert backup.start(run=bad, fail=True)["error_type"] == "InvalidInput"
+
+
+# --- first class disks -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fcd(run_module: Callable[..., dict[str, Any]], backup: Backup) -> Backup:
+    """A backup of a first class disk into the same repository."""
+    return Backup(run_module, backup.path, fcd=FCD)
+
+
+def test_a_first_class_disk_has_chains_of_its_own(backup: Backup, fcd: Backup, tmp_path: Path) -> None:
+    backup.backup()
+    started = fcd.start()
+    Path(started["restore_point"]["path"], "fcd.json").write_text("{}")
+    first = fcd.complete(started, fcd.copy(started))
+    second = fcd.backup()
+
+    assert (first["vm"], first["fcd"]) == (None, FCD)
+    assert second["id"].startswith(FCD["id"] + "/")
+    assert second["disks"][0]["parent"]["id"] == first["restore_point"]["id"]
+    assert second["disks"][0]["fcd_id"] == FCD["id"]
+    written = json.loads((fcd.point_directory(first["restore_point"]) / "point.json").read_text())
+    assert (written["vm"], written["fcd"]) == (None, FCD)
+    assert [file["name"] for file in written["files"]] == ["fcd.json"]
+    assert restored(fcd.point_directory(second) / "disk-0.qcow2", tmp_path / "raw") == expected([1, 2])
+
+
+def test_a_restore_point_is_of_one_object(backup: Backup, fcd: Backup) -> None:
+    both = backup.module("started", vm=VM, fcd=FCD, disks=[disk()], fail=True)
+    assert "mutually exclusive" in both["msg"]
+    neither = backup.module("started", disks=[disk()], fail=True)
+    assert "vm, fcd" in neither["msg"]
+    wrong = backup.module("started", fcd={"id": "pvc-1"}, disks=[disk()], fail=True)
+    assert wrong["msg"].startswith("'pvc-1' is not the ID of a first class disk.")
+    started = fcd.start()["restore_point"]
+    other = fcd.module("completed", id=started["id"], run=started["run"], vm=VM, disks=[], fail=True)
+    assert "is no restore point of web01" in other["msg"]
+
+
+def test_what_is_given_up_or_deleted_is_called_by_its_kind(backup: Backup, fcd: Backup) -> None:
+    unknown = {"id": FCD["id"], "name": None, "datastore": None}
+    first = fcd.start()
+    assert fcd.abort(first)["vm"] == {"name": None, "moid": None, "instance_uuid": FCD["id"]}  # nothing tells
+    assert fcd.abort(fcd.start(), fcd=FCD)["fcd"] == unknown
+    made = fcd.backup()
+    assert fcd.abort(fcd.start())["fcd"] == unknown
+    gone = fcd.module("absent", id=made["id"], force=True)
+    assert (gone["changed"], gone["vm"], gone["fcd"]) == (True, None, FCD)

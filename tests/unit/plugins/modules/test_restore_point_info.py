@@ -20,7 +20,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     manifest,
     verification,
 )
-from ansible_collections.holdfast.backup.tests.unit.repositories import VM, Backup, disk, make_image, qemu_img
+from ansible_collections.holdfast.backup.tests.unit.repositories import FCD, VM, Backup, disk, make_image, qemu_img
 
 OTHER = {"name": "db01", "moid": "vm-43", "instance_uuid": "5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b12"}
 
@@ -140,6 +140,81 @@ def test_newest_passes_over_a_damaged_one_and_says_so(
     result = run_module("restore_point_info", {"repository": str(backup.path), "newest": True})
     assert [one["id"] for one in result["restore_points"]] == [made[0]["id"]]
     assert made[1]["id"] in str(result["warnings"])
+
+
+# --- first class disks -----------------------------------------------------------------------------------------------
+
+
+def holding(fcd_id: str = FCD["id"]) -> list[dict[str, Any]]:
+    """The disks of a VM that a first class disk is attached to."""
+    return [disk(), disk(2001, fcd_id=fcd_id)]
+
+
+@pytest.fixture
+def fcd(run_module: Callable[..., dict[str, Any]], backup: Backup) -> Backup:
+    """A first class disk in the same repository."""
+    return Backup(run_module, backup.path, fcd=FCD)
+
+
+def test_a_first_class_disk_is_found_wherever_it_is_held(
+    run_module: Callable[..., dict[str, Any]], backup: Backup, other: Backup, fcd: Backup
+) -> None:
+    detached = fcd.backup()
+    before, held, after = backup.backup(), backup.backup(holding()), backup.backup()
+    other.backup()
+    for selection in ({"fcd_id": FCD["id"].upper()}, {"fcd_name": "pvc-1"}, {"fcd": FCD}):
+        result = run_module("restore_point_info", {"repository": str(backup.path), **selection})
+        assert {one["id"] for one in result["restore_points"]} == {detached["id"], held["id"]}
+        assert (result["vm"], result["fcd"]) == (VM, FCD)
+    newest = {one["id"]: one for one in backup.info(fcd_id=FCD["id"], newest=True)}
+    assert set(newest) == {detached["id"], held["id"]}
+    assert [one["fcd_id"] for one in newest[held["id"]]["disks"]] == [None, FCD["id"]]
+    assert newest[held["id"]]["chain"] == [before["id"], held["id"]]
+    assert [one["id"] for one in backup.info(name="web01", newest=True)] == [after["id"]]
+
+
+def test_a_first_class_disk_that_was_only_ever_attached_is_found(backup: Backup, other: Backup) -> None:
+    held = backup.backup(holding())
+    other.backup(holding("1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b12"))
+    assert [one["id"] for one in backup.info(fcd_id=FCD["id"])] == [held["id"]]
+
+
+def test_names_of_vms_and_first_class_disks_are_apart(
+    run_module: Callable[..., dict[str, Any]], backup: Backup
+) -> None:
+    namesake = Backup(run_module, backup.path, fcd={**FCD, "name": VM["name"]})
+    of_vm, of_fcd = backup.backup(), namesake.backup()
+    assert [one["id"] for one in backup.info(name=VM["name"])] == [of_vm["id"]]
+    assert [one["id"] for one in backup.info(fcd_name=VM["name"])] == [of_fcd["id"]]
+
+
+def test_a_first_class_disk_that_is_not_there_is_said(
+    run_module: Callable[..., dict[str, Any]], backup: Backup, fcd: Backup
+) -> None:
+    fcd.backup()
+    Backup(run_module, backup.path, fcd={**FCD, "id": OTHER["instance_uuid"]}).backup()
+    for selection, error in (
+        ({"fcd_name": "nobody"}, "NotFound"),
+        ({"fcd_id": VM["instance_uuid"]}, "NotFound"),
+        ({"fcd_name": "pvc-1"}, "Ambiguous"),
+        ({"fcd": {"name": "pvc-1"}}, "InvalidInput"),
+    ):
+        result = run_module("restore_point_info", {"repository": str(backup.path), **selection}, fail=True)
+        assert result["error_type"] == error
+    assert {one["id"] for one in result.get("candidates", [FCD])} >= {FCD["id"]}
+
+
+def test_a_damaged_point_is_taken_for_one_of_its_neighbours_kind(backup: Backup, fcd: Backup) -> None:
+    held, torn = backup.backup(holding()), backup.backup(holding())
+    made = [fcd.backup(), fcd.backup()]
+    for one, point in ((fcd, made[1]), (backup, torn)):
+        os.truncate(one.point_directory(point) / "point.json", 10)
+    found = {one["id"]: one for one in backup.info(fcd_id=FCD["id"])}
+    assert set(found) == {held["id"], torn["id"], made[0]["id"], made[1]["id"]}
+    assert found[made[1]["id"]]["broken"]
+    assert found[made[1]["id"]]["fcd"] == {"id": FCD["id"], "name": None, "datastore": None}
+    assert found[torn["id"]]["vm"]["instance_uuid"] == VM["instance_uuid"]
+    assert {one["id"] for one in backup.info(fcd_id=FCD["id"], newest=True)} == {held["id"], made[0]["id"]}
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import Inv
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import documents, manifest
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import (
     Disk,
+    Fcd,
     File,
     Parent,
     Point,
@@ -35,7 +36,7 @@ NAMES = MOMENTS.map(lambda moment: manifest.next_time(moment, []))
 @some.composite
 def disks(draw: some.DrawFn, point: PointId, key: int) -> Disk:
     older = draw(some.none() | NAMES.filter(lambda name: name < point.time))
-    parent = older and Parent(f"{point.instance_uuid}/{older}", f"../{older}/disk-{draw(some.integers(0, 9999))}.qcow2")
+    parent = older and Parent(f"{point.object_id}/{older}", f"../{older}/disk-{draw(some.integers(0, 9999))}.qcow2")
     return Disk(
         key=key,
         label=draw(TEXTS),
@@ -51,7 +52,14 @@ def disks(draw: some.DrawFn, point: PointId, key: int) -> Disk:
         transport=draw(some.none() | TEXTS),
         bytes_read=draw(SIZES),
         bytes_stored=draw(SIZES),
+        fcd_id=draw(some.none() | UUIDS),
     )
+
+
+@some.composite
+def owners(draw: some.DrawFn, point: PointId) -> Vm | Fcd:
+    name, place = draw(some.none() | TEXTS), draw(some.none() | TEXTS)
+    return draw(some.sampled_from([Vm(name, place, point.object_id), Fcd(point.object_id, name, place)]))
 
 
 @some.composite
@@ -62,7 +70,7 @@ def points(draw: some.DrawFn) -> Point:
     return Point(
         id=str(point),
         run=draw(some.from_regex(manifest.RUN, fullmatch=True)),
-        vm=Vm(draw(some.none() | TEXTS), draw(some.none() | TEXTS), point.instance_uuid),
+        **manifest.by_kind(draw(owners(point))),
         started=manifest.format_time(point.moment),
         completed=manifest.format_time(draw(MOMENTS)),
         snapshot_time=draw(some.none() | MOMENTS.map(datetime.isoformat)),
@@ -87,6 +95,17 @@ def points(draw: some.DrawFn) -> Point:
 @given(points())
 def test_what_is_written_is_read_back(point: Point) -> None:
     assert manifest.parse(manifest.render(point), PointId.parse(point.id)) == point
+
+
+@given(points())
+def test_a_point_is_of_a_vm_or_of_a_first_class_disk(point: Point) -> None:
+    body = point.as_dict()
+    vm, fcd = Vm("a", "vm-1", point.owner.object_id).as_dict(), Fcd(point.owner.object_id, "a", "ds").as_dict()
+    for wrong in ({"vm": None, "fcd": None}, {"vm": vm, "fcd": fcd}):
+        with pytest.raises(RepositoryError, match="only one of them"):
+            manifest.parse(
+                documents.render(manifest.FORMAT, manifest.VERSION, {**body, **wrong}), PointId.parse(point.id)
+            )
 
 
 @given(points(), some.data())
