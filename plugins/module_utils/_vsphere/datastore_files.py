@@ -70,12 +70,16 @@ def upload(c: Connection, datacenter: str, path: str, content: bytes) -> None:
         raise VsphereFault(f"{path} does not hold what was written to it.", "Look at the datastore's health.")
 
 
-def _request(c: Connection, method: str, datacenter: str, path: str, **kwargs: Any) -> Any:
+def url(c: Connection, datacenter: str, path: str) -> str:
+    """The address of a file; the datacenter and the path are as for :func:`download`."""
     datastore, file = split(path)
-    url = f"https://{c.endpoint.address}/folder/{quote(file)}"
     query = f"dcPath={quote(datacenter.strip('/'), safe='')}&dsName={quote(datastore, safe='')}"
+    return f"https://{c.endpoint.address}/folder/{quote(file)}?{query}"
+
+
+def _request(c: Connection, method: str, datacenter: str, path: str, **kwargs: Any) -> Any:
     try:
-        return c.http().request(method, f"{url}?{query}", timeout=_TIMEOUT, **kwargs)
+        return c.http().request(method, url(c, datacenter, path), timeout=_TIMEOUT, **kwargs)
     except OSError as error:  # all errors of requests are
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise CertificateRejected(
