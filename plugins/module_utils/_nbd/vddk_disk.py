@@ -58,6 +58,22 @@ def allocated(blocks: Sequence[tuple[int, int]], start: int, end: int) -> Iterat
         yield position, end - position, False
 
 
+class _ThreadState(threading.local):
+    """Python's state of each thread that is not Python's own: nbdkit's and the library's.
+
+    Python makes and frees it around every call from such a thread, which costs more than a small request.
+    """
+
+    def __init__(self) -> None:  # once in each thread
+        ctypes.pythonapi.PyGILState_Ensure()
+
+    def keep(self) -> None:
+        """Keep it as long as the thread lives; to be called is enough."""
+
+
+_thread_state = _ThreadState()
+
+
 class Disk:
     """One disk, opened when first needed and again after each lost connection.
 
@@ -184,6 +200,7 @@ class Disk:
 
     def _request(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:
         """One request, repeated on a new handle after errors that may pass."""
+        _thread_state.keep()
         for failures in itertools.count(1):
             generation = self._enter()
             result = self._exchange(function, address, offset, length)
@@ -211,6 +228,7 @@ class Disk:
 
     def _complete(self, number: int, result: int) -> None:
         """Called by the library, in any of its threads or inside the call that issued the request."""
+        _thread_state.keep()
         entry = self._waiting.pop(number)
         entry[1] = result
         entry[0].release()
