@@ -28,6 +28,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE = 60.0  # seconds for the servers to end after nbdcopy; a library may have connections to close
+_PAUSE = 0.02  # seconds in which lines of the log gather: to be woken by each of them would cost more than to read it
 _REQUEST = re.compile(rb" (Read|Write|Zero|Trim|Extents) id=\d+ offset=0x([0-9a-f]+) count=0x([0-9a-f]+)")
 _FAILED = re.compile(r"^nbdcopy: (\w+) at offset (\d+) failed: (.*)$", re.MULTILINE)
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -192,6 +193,7 @@ def _follow(
                     key.data(data)
                 else:
                     selector.unregister(key.fileobj)
+            time.sleep(_PAUSE)
             if time.monotonic() - last_sign >= 0.5:
                 last_sign = time.monotonic()
                 on_progress(tally)
