@@ -20,7 +20,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     NotSupported,
     VsphereFault,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd, tasks, vslm
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd, stamps, tasks, vslm
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Page
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.datastores import Datastores
@@ -155,7 +155,13 @@ class Store:
 
     def create_snapshot(self, disk: Fcd, description: str, *, timeout: float = TIMEOUT) -> str:
         """Make a snapshot; returns its ID, which the task tells. A busy disk is asked again some times."""
-        return _patiently(lambda: self._run("CreateSnapshot", disk, description, timeout=timeout)).id
+        try:
+            return _patiently(lambda: self._run("CreateSnapshot", disk, description, timeout=timeout)).id
+        except ConnectionFailed:
+            made = self._made_meanwhile(disk, description)
+            if made is None:
+                raise
+            return made
 
     def delete_snapshot(self, disk: Fcd, snapshot: str, *, timeout: float = TIMEOUT) -> None:
         """Delete the snapshot with this ID; one that is gone is fine. A busy disk is asked again some times."""
@@ -170,8 +176,19 @@ class Store:
         try:
             _patiently(delete)
         except VsphereFault as error:
-            if error.details.get("fault") not in GONE:
+            gone = error.details.get("fault") in GONE or all(one.id != snapshot for one in self.snapshots(disk))
+            if not gone:
                 raise
+
+    def _made_meanwhile(self, disk: Fcd, description: str) -> str | None:
+        """The snapshot that a call made whose answer was lost; only a stamp, with its run, tells it from others."""
+        text, stamp = stamps.split(description)
+        for pause in PAUSES if stamp else ():
+            time.sleep(pause)
+            for snapshot in self.snapshots(disk):
+                if (snapshot.description, snapshot.stamp) == (text, stamp):
+                    return snapshot.id
+        return None
 
     def revert(self, disk: Fcd, snapshot: str, *, timeout: float = TIMEOUT) -> None:
         """Take the disk back to the content of the snapshot with this ID. It must not be in use."""
