@@ -3,13 +3,13 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Find out which areas of a virtual machine's disks changed, and see to it that changes are tracked."""
+"""Find out which areas of disks changed, and see to it that changes are tracked."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: disk_changed_areas
-short_description: Find out which areas of a virtual machine's disks changed
+short_description: Find out which areas of disks changed
 version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast)
@@ -20,11 +20,12 @@ description:
   - Without O(snapshot), reports whether changes are tracked, and with O(tracking=enabled) sees to it.
   - Change tracking (CBT) starts when the virtual machine is stunned for a moment. The module makes a snapshot for
     that and removes it at once.
+  - With O(fcd_id) or O(fcd_name), does the same for a first class disk, whose tracking is a control flag.
 options:
   snapshot:
     description:
       - Managed object ID of the snapshot that is going to be copied, for example V(snapshot-12), as
-        M(holdfast.backup.vm_snapshot) returns it.
+        M(holdfast.backup.vm_snapshot) returns it. Of a first class disk, the ID of its snapshot.
     type: str
   since:
     description:
@@ -45,7 +46,8 @@ options:
     elements: raw
   tracking:
     description:
-      - Whether to switch change tracking on, for the virtual machine and each of its disks, and to make it active.
+      - Whether to switch change tracking on, for the virtual machine and each of its disks or for the first class disk,
+        and to make it active.
       - It is never switched on while there are snapshots, because its answers would be wrong. The result says so, and
         the disks are copied in full until then.
       - Only without O(snapshot).
@@ -66,7 +68,8 @@ options:
   api:
     description:
       - Which API is asked for changed areas.
-      - V(vi_json) needs vCenter 8.0 Update 1 or later and logs in once more.
+      - V(vi_json) needs vCenter 8.0 Update 1 or later and logs in once more. It cannot be used with
+        O(fcd_api=vslm).
       - V(auto) is V(soap).
     type: str
     choices: [auto, soap, vi_json]
@@ -82,10 +85,12 @@ extends_documentation_fragment:
   - holdfast.backup.attributes.login
   - holdfast.backup.vcenter
   - holdfast.backup.vm
+  - holdfast.backup.fcd_disk
 notes:
   - Needs the privilege C(VirtualMachine.Provisioning.DiskRandomRead) for the query, and for O(tracking=enabled)
     C(VirtualMachine.Config.ChangeTracking), C(VirtualMachine.State.CreateSnapshot) and
-    C(VirtualMachine.State.RemoveSnapshot).
+    C(VirtualMachine.State.RemoveSnapshot). A first class disk needs C(Datastore.FileManagement) on its datastore for
+    O(tracking=enabled), and C(System.View) for the query.
 seealso:
   - module: holdfast.backup.vm_snapshot
   - module: holdfast.backup.vddk_copy
@@ -106,6 +111,13 @@ EXAMPLES = r"""
     areas_dir: "{{ started.restore_point.path }}"
   register: areas
 
+- name: What changed on a first class disk
+  holdfast.backup.disk_changed_areas:
+    fcd_id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11
+    snapshot: "{{ snapshot.snapshot.id }}"
+    since: "{{ started.since }}"
+    areas_dir: "{{ started.restore_point.path }}"
+
 - name: What changed on one disk since a change ID, by VI JSON
   holdfast.backup.disk_changed_areas:
     name: web01
@@ -119,9 +131,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+fcd:
+  description: The first class disk.
+  returned: success, with O(fcd_id) or O(fcd_name)
+  type: dict
+  sample: {id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11, name: pvc-7d1f, datastore: ds1, datastore_moid: datastore-12}
 vm:
   description: The virtual machine.
-  returned: success
+  returned: success, unless it is about a first class disk
   type: dict
   contains:
     name:
@@ -139,7 +156,7 @@ tracking:
   type: dict
   contains:
     enabled:
-      description: Whether the virtual machine has tracking switched on.
+      description: Whether the virtual machine or first class disk has tracking switched on.
       type: bool
     active:
       description: Whether the changes of every protected disk are being recorded.
@@ -149,7 +166,7 @@ tracking:
       type: str
   sample: {enabled: true, active: true, reason: null}
 snapshot:
-  description: The managed object ID of the snapshot.
+  description: The snapshot as it was given.
   returned: with O(snapshot)
   type: str
   sample: snapshot-12
@@ -184,13 +201,13 @@ disks:
       description: The change ID to remember for the next incremental copy.
       type: str
     controller:
-      description: Controller and slot.
+      description: Controller and slot; null of a first class disk.
       type: str
     mode:
       description: Disk mode.
       type: str
     backing:
-      description: Kind of the backing.
+      description: Kind of the backing; V(fcd) of a first class disk that was asked for as such.
       type: str
     thin:
       description: Whether it is thinly provisioned.
@@ -203,6 +220,9 @@ disks:
       type: bool
     reason:
       description: Without O(snapshot) why the disk is not protected, else why it must be copied in full.
+      type: str
+    fcd_id:
+      description: ID of a first class disk, also of one that is attached to the virtual machine; else null.
       type: str
     tracked:
       description: Whether its changes are being recorded.
@@ -255,12 +275,11 @@ disks:
       areas_file: /backup/5005b2a9-4b52-3d41-62f8-1cd9f5c9a0b1/20261120T020000Z.partial/disk-2000.areas.json
 """
 
-import contextlib
 import errno
 import itertools
 import os
 from datetime import datetime
-from typing import Any, Iterator
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils import _options
@@ -272,16 +291,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
-    change_tracking,
-    changed_areas,
-    inventory,
-    reverts,
-)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices, pick
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disk_owners import Owner, open_owner
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
 
 MOST_RETURNED = 1000  # areas of one disk in the result
 Content = tuple[int, list[arithmetic.Area]]  # of an areas file: the disk's capacity and the areas
@@ -293,48 +306,39 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             "Change tracking cannot be switched on while the snapshot exists.",
             "Run the module without snapshot first, before the snapshot is made.",
         )
-    with Connection(_options.endpoint(module.params)) as c:
-        return _query(module, c) if module.params["snapshot"] else _track(module, c)
+    params = module.params
+    with Connection(_options.endpoint(params)) as c:
+        owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
+        return _query(module, owner) if params["snapshot"] else _track(module, owner)
 
 
-def _track(module: AnsibleModule, c: Connection) -> dict[str, Any]:
+def _track(module: AnsibleModule, owner: Owner) -> dict[str, Any]:
     """Report on change tracking, after seeing to it if asked."""
-    selection = _options.vm_selection(module.params)
-    vm, properties = inventory.find_vm(c, **selection, properties=change_tracking.PROPERTIES)
-    identity = inventory.vm_dict(vm, properties)
-    before = after = change_tracking.inspect(identity["name"], properties)
-    changed = False
-    if module.params["tracking"] == "enabled":
-        plan = change_tracking.plan(before)
-        changed = plan.changes
-        if changed and module.check_mode:
-            after = plan.outcome
-        elif changed:
-            properties, after = change_tracking.carry_out(c, vm, properties, plan, module.params["timeout"])
-        if not after.active:
-            module.warn(f"{identity['name']}: disks will be copied in full: {after.reason}.")
-    found = _picked(from_devices(properties["config.hardware.device"]), module.params["disks"])
+    enable = module.params["tracking"] == "enabled"
+    found = owner.track(enable, module.params["timeout"], module.check_mode)
+    if enable and not found.after.active:
+        module.warn(f"{owner.name}: disks will be copied in full: {found.after.reason}.")
+    disks = _picked(found.disks, module.params["disks"])
     return {
-        "changed": changed,
-        "vm": identity,
-        "tracking": after.as_dict(),
-        "disks": [{**disk.as_dict(), "tracked": after.tracks(disk)} for disk in found],
-        "diff": {"before": before.as_dict(), "after": after.as_dict()},
+        "changed": found.changed,
+        owner.kind: owner.identity,
+        "tracking": found.after.as_dict(),
+        "disks": [{**disk.as_dict(), "tracked": found.after.tracks(disk)} for disk in disks],
+        "diff": {"before": found.before.as_dict(), "after": found.after.as_dict()},
     }
 
 
-def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
+def _query(module: AnsibleModule, owner: Owner) -> dict[str, Any]:
     """Decide per disk what has to be copied."""
-    selection = _options.vm_selection(module.params)
-    vm, properties = inventory.find_vm(c, **selection, properties=("runtime.host",))
-    in_snapshot, host = _snapshot(c, vm, module.params["snapshot"], properties.get("runtime.host"))
+    snapshot = module.params["snapshot"]
+    in_snapshot, host = owner.in_snapshot(snapshot)
     wanted = _wanted(in_snapshot, module.params["disks"])
     since = changed_areas.match(module.params["since"] or (), in_snapshot)
-    reverted = _last_revert(module, c, vm, [since.get(disk.key) for disk in wanted])
+    reverted = _last_revert(module, owner, [since.get(disk.key) for disk in wanted])
     asked = itertools.count()
     results: list[dict[str, Any]] = []
     files: dict[str, Content] = {}
-    with _asking(module, c, vm) as ask:
+    with owner.asking(snapshot, module.params["api"] == "vi_json") as ask:
 
         def query(key: int, offset: int, change_id: str) -> changed_areas.Page:
             next(asked)
@@ -353,37 +357,19 @@ def _query(module: AnsibleModule, c: Connection) -> dict[str, Any]:
     changed, diff = _write(files, module.check_mode)
     return {
         "changed": changed,
-        "vm": inventory.vm_dict(vm, properties),
-        "snapshot": module.params["snapshot"],
+        owner.kind: owner.identity,
+        "snapshot": snapshot,
         "disks": results,
         "requests": next(asked),
         "diff": diff,
     }
 
 
-def _snapshot(c: Connection, vm: Any, moid: str, host: Any) -> tuple[list[Disk], changed_areas.Host | None]:
-    """The disks as they are in the snapshot, and what the host says of itself if the account may see it."""
-    snapshot = vim.vm.Snapshot(moid, c.stub)
-    kinds = {vim.vm.Snapshot: ["vm", "config.hardware.device"], vim.HostSystem: ["summary.config.product"]}
-    read = c.retrieve([snapshot, host] if host else [snapshot], kinds)
-    frozen = read.get(snapshot, {})
-    if frozen.get("vm") != vm:
-        raise InvalidInput(
-            f"The snapshot {moid} is not one of the virtual machine {vm._GetMoId()}.",
-            "Give the managed object ID that vm_snapshot returned.",
-        )
-    product = read.get(host, {}).get("summary.config.product")
-    known = changed_areas.Host(product.version, product.build) if product else None
-    return from_devices(frozen["config.hardware.device"]), known
-
-
-def _last_revert(
-    module: AnsibleModule, c: Connection, vm: Any, records: list[changed_areas.Since | None]
-) -> datetime | None:
+def _last_revert(module: AnsibleModule, owner: Owner, records: list[changed_areas.Since | None]) -> datetime | None:
     """When the VM was last reverted to a snapshot, asked only if it can matter."""
     moments = [record.snapshot_time for record in records if record and record.change_id and record.snapshot_time]
     try:
-        return reverts.newest(c, vm, min(moments)) if moments else None
+        return owner.reverted(min(moments)) if moments else None
     except BackupError as error:
         # The change IDs tell of reverts too, on all hosts of today; who cannot read tasks need not copy in full.
         module.warn(f"Only change IDs tell whether the virtual machine was reverted: {error.message}")
@@ -405,17 +391,6 @@ def _wanted(disks: list[Disk], selectors: list[Any] | None) -> list[Disk]:
         if not disk.protected:
             raise NotSupported(f"{disk.label} is not in the snapshot: {disk.reason}.", "Leave it out of disks.")
     return chosen
-
-
-@contextlib.contextmanager
-def _asking(module: AnsibleModule, c: Connection, vm: Any) -> Iterator[changed_areas.Query]:
-    """The query by the API that was chosen."""
-    moid = module.params["snapshot"]
-    if module.params["api"] == "vi_json":
-        with ViJson(c.endpoint) as session:
-            yield changed_areas.vi_json_query(session, vm._GetMoId(), moid)
-    else:
-        yield changed_areas.soap_query(c, vm, vim.vm.Snapshot(moid, c.stub))
 
 
 def _result(
@@ -488,7 +463,7 @@ def main() -> None:
             "api": {"type": "str", "choices": ["auto", "soap", "vi_json"], "default": "auto"},
             "timeout": {"type": "int", "default": 600},
         },
-        groups=(_options.VCENTER, _options.VM),
+        groups=(_options.VCENTER, _options.optional(_options.VM), _options.FCD_DISK),
         required_by={"since": ["snapshot"], "areas_dir": ["snapshot"]},
     )
 

@@ -16,6 +16,8 @@ author:
 description:
   - Copies disks of a snapshot into qcow2 images, in full or only the areas that changed, or writes images back onto
     disks of a virtual machine that is powered off.
+  - With O(fcd_id) or O(fcd_name), does the same with a first class disk. It is written to while it is detached or its
+    virtual machine is powered off, above all its snapshots.
   - An incremental image lies over the image of the earlier backup. Any QEMU tool opens it with all below it.
   - Does nothing for an image that is there already, and goes on with one that an interrupted run left in good order.
   - While the task runs, the output of the playbook shows at least every ten seconds how far each disk is. The copy
@@ -29,7 +31,8 @@ options:
     default: backup
   snapshot:
     description:
-      - Managed object ID of the snapshot whose disks are copied, for example V(snapshot-12).
+      - Managed object ID of the snapshot whose disks are copied, for example V(snapshot-12), or ID of the first class
+        disk's snapshot.
       - Required with O(direction=backup).
     type: str
   disks:
@@ -37,6 +40,7 @@ options:
       - The disks to copy. Items of RV(holdfast.backup.disk_changed_areas#module:disks) can be given as they are; keys
         that are not listed here are ignored.
       - C(disk) is the key, label or backing UUID of the disk. C(backing_uuid) or C(key) is used if it is not set.
+      - A first class disk has the key 0, its name as label, and its ID as backing UUID.
       - C(image) is the path of the image. It is V(disk-<key>.qcow2) in O(image_dir) if it is not set.
       - C(kind) is V(full) or V(incremental). V(full) is used if it is not set.
       - C(parent) is the image that an incremental one lies over.
@@ -111,6 +115,7 @@ options:
 extends_documentation_fragment:
   - holdfast.backup.vcenter
   - holdfast.backup.vm
+  - holdfast.backup.fcd_disk
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
   - holdfast.backup.attributes.login
@@ -118,7 +123,7 @@ requirements:
   - nbdkit with its Python plugin and basic filters
   - nbdcopy and nbdinfo (libnbd)
   - qemu-img and qemu-nbd, 5.1 or later
-  - VMware Virtual Disk Development Kit 6.5 or later
+  - VMware Virtual Disk Development Kit 6.5 or later, for first class disks 6.7 or later
 seealso:
   - module: holdfast.backup.disk_changed_areas
   - module: holdfast.backup.restore_point
@@ -126,7 +131,8 @@ notes:
   - Privileges needed are C(VirtualMachine.Provisioning.GetVmFiles), C(VirtualMachine.Provisioning.DiskRandomRead) and,
     for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
   - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
-  - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain.
+  - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain. Of a
+    first class disk, clear the control flag for change tracking before, and set it again afterwards.
 """
 
 EXAMPLES = r"""
@@ -152,6 +158,14 @@ EXAMPLES = r"""
     image_dir: "{{ started.restore_point.path }}"
   delegate_to: proxy01.example.com
 
+- name: Copy what has changed of a first class disk
+  holdfast.backup.vddk_copy:
+    fcd_id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11
+    snapshot: "{{ snapshot.snapshot.id }}"
+    disks: "{{ changed_areas.disks }}"
+    image_dir: "{{ started.restore_point.path }}"
+  delegate_to: proxy01.example.com
+
 - name: Write an image onto a new disk
   holdfast.backup.vddk_copy:
     name: web01-restored
@@ -165,9 +179,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+fcd:
+  description: The first class disk.
+  returned: success, with O(fcd_id) or O(fcd_name)
+  type: dict
+  sample: {id: 1ec1b4a8-2a5f-4dcd-a3f9-3d1e0c7f5b11, name: pvc-7d1f, datastore: ds1, datastore_moid: datastore-12}
 vm:
   description: The virtual machine.
-  returned: success
+  returned: success, unless it is about a first class disk
   type: dict
   contains:
     name:
@@ -195,6 +214,9 @@ disks:
       type: str
     backing_uuid:
       description: UUID of the backing, the identity of the disk.
+      type: str
+    fcd_id:
+      description: ID of a first class disk, also of one that is attached to the virtual machine; else null.
       type: str
     image:
       description: Path of the image.
@@ -259,6 +281,7 @@ disks:
       parent_id: null
       capacity: 17179869184
       change_id: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
+      fcd_id: null
       transport: nbdssl
       bytes_read: 4294967296
       bytes_stored: 1932735283
@@ -305,16 +328,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible_collections.holdfast.backup.plugins.module_utils import _options
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.restore import restore
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import inventory
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices, pick
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disk_owners import Owner, open_owner
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
 
 _JOBS = {"backup": backup, "restore": restore}
 _COUNTS = {"bytes_read": 0, "bytes_stored": 0, "bytes_written": 0}
@@ -327,41 +349,24 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     requirements.check_library(params["vddk_libdir"])
     # Logged out again before the copy: no session of ours can expire in its middle.
     with Connection(_options.endpoint(params)) as c:
-        vm, disks = _look(c, params)
-        access = _access(c, params, vm)
+        owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
+        backing_up = params["direction"] == "backup"
+        disks = owner.in_snapshot(params["snapshot"])[0] if backing_up else owner.to_write()
+        access = _access(c, params, owner)
         # A host on its own knows no Storage vMotion, and VDDK reports that as an error.
         movable = c.is_vcenter
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
-        return _copy(module, watch, vm, disks, access, movable, directory)
+        return _copy(module, watch, owner, disks, access, movable, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _look(c: Connection, params: dict[str, Any]) -> tuple[dict[str, Any], list[Disk]]:
-    """The VM, and its disks as they are in the snapshot or, for a restore, now."""
-    wanted = ("config.hardware.device", "runtime.powerState", "snapshot")
-    vm, properties = inventory.find_vm(c, **_options.vm_selection(params), properties=wanted)
-    identity = inventory.vm_dict(vm, properties)
-    if params["direction"] == "restore":
-        if properties["runtime.powerState"] != "poweredOff":
-            raise NotSupported(f"{identity['name']} is not powered off.", "Power it off, or restore to a new VM.")
-        if "snapshot" in properties:
-            raise NotSupported(f"{identity['name']} has snapshots.", "Remove them, or restore to a new VM.")
-        return identity, from_devices(properties["config.hardware.device"])
-    snapshot = vim.vm.Snapshot(params["snapshot"], c.stub)
-    frozen = c.retrieve([snapshot], {vim.vm.Snapshot: ["vm", "config.hardware.device"]}).get(snapshot, {})
-    if frozen.get("vm") != vm:
-        raise InvalidInput(
-            f"The snapshot {params['snapshot']} is not one of {identity['name']}.",
-            "Give the managed object ID that vm_snapshot returned.",
-        )
-    return identity, from_devices(frozen["config.hardware.device"])
-
-
-def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def _access(c: Connection, params: dict[str, Any], owner: Owner) -> dict[str, Any]:
     """The parameters of the nbdkit plugin that all disks share."""
+    backing_up = params["direction"] == "backup"
     return {
+        **owner.storage_name(params["snapshot"] if backing_up else None),
         "library_dir": params["vddk_libdir"],
         "server": c.endpoint.hostname,
         "port": c.endpoint.port,
@@ -369,9 +374,7 @@ def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[s
         "password": c.endpoint.password,
         # Of the certificate that was just checked; of another one VDDK would only say "unknown error".
         "thumbprint": c.thumbprint(),
-        "vm": vm["moid"],
-        "snapshot": params["snapshot"],
-        "read_only": params["direction"] == "backup",
+        "read_only": backing_up,
         "transports": ":".join(params["transports"]),
     }
 
@@ -379,7 +382,7 @@ def _access(c: Connection, params: dict[str, Any], vm: dict[str, Any]) -> dict[s
 def _copy(
     module: AnsibleModule,
     watch: Watch,
-    vm: dict[str, Any],
+    owner: Owner,
     disks: list[Disk],
     access: dict[str, Any],
     movable: bool,
@@ -400,21 +403,21 @@ def _copy(
             {**access, "path": disk.path, "capacity": disk.capacity},
             os.path.join(directory, f"{disk.key}.status"),
         )
-        tasks.append(_task(params, vm, disk, item, source))
+        tasks.append(_task(params, owner, disk, item, source))
     plans.check_images(tasks)
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
     if not module.check_mode:
         guarded = movable and any(result["changed"] for result in plan)
-        with _unmoved(module, plugin, access, vm) if guarded else nullcontext():
+        with _unmoved(module, plugin, access, owner) if guarded else nullcontext():
             results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
         results = [{**_COUNTS, **result} for result in results]
-    for result in results:
+    for task, result in zip(tasks, results):
         for warning in result["warnings"]:
-            module.warn(f"{vm['name']} {result['label']}: {warning}")
+            module.warn(f"{task.name}: {warning}")
     return {
         "changed": any(result["changed"] for result in results),
-        "vm": vm,
+        owner.kind: owner.identity,
         "disks": results,
         **{count: sum(result[count] or 0 for result in results) for count in _COUNTS},
         "seconds": round(time.monotonic() - started, 3),
@@ -423,16 +426,14 @@ def _copy(
 
 
 def _unmoved(
-    module: AnsibleModule, plugin: vddk.Plugin, access: dict[str, Any], vm: dict[str, Any]
+    module: AnsibleModule, plugin: vddk.Plugin, access: dict[str, Any], owner: Owner
 ) -> AbstractContextManager[None]:
-    return vddk.prepared(plugin, access, lambda text: module.warn(f"{vm['name']}: {text}"))
+    return vddk.prepared(plugin, access, lambda text: module.warn(f"{owner.name}: {text}"))
 
 
-def _task(
-    params: dict[str, Any], vm: dict[str, Any], disk: Disk, item: dict[str, Any], source: vddk.VddkDisk
-) -> jobs.Task:
+def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any], source: vddk.VddkDisk) -> jobs.Task:
     """What to do for one item of the option disks."""
-    name = f"{vm['name']} {disk.label}"
+    name = owner.called(disk)
     if not disk.protected:
         raise NotSupported(f"{name} cannot be copied: {disk.reason}.", "Leave it out of disks.")
     image = os.path.join(params["image_dir"], f"disk-{disk.key}.qcow2") if params["image_dir"] else None
@@ -445,7 +446,7 @@ def _task(
         work=wanted.work,
         parent=wanted.parent,
         identity={
-            "vm": vm["instance_uuid"],
+            owner.kind: owner.uuid,
             "snapshot": params["snapshot"],
             "disk": disk.backing_uuid,
             "change_id": disk.change_id,
@@ -458,6 +459,7 @@ def _task(
             "reason": item.get("reason"),
             "parent_id": item.get("parent_id"),
             "change_id": disk.change_id,
+            "fcd_id": disk.fcd_id,
         },
     )
 
@@ -487,7 +489,7 @@ def main() -> None:
             "timeout": {"type": "int", "default": 0},
             "progress_dir": {"type": "path"},
         },
-        groups=(_options.VCENTER, _options.VM),
+        groups=(_options.VCENTER, _options.optional(_options.VM), _options.FCD_DISK),
         required_if=[("direction", "backup", ["snapshot"])],
     )
 

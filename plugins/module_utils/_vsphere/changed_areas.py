@@ -25,7 +25,11 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import re
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import timestamp
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson, reference
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import (
+    ViJson,
+    identifier,
+    reference,
+)
 
 Area = tuple[int, int]
 
@@ -247,10 +251,38 @@ def vi_json_query(session: ViJson, vm: str, snapshot: str) -> Query:
             startOffset=offset,
             changeId=change_id,
         )
-        areas = answer.get("changedArea") or ()
-        return Page(answer["startOffset"], answer["length"], [(area["start"], area["length"]) for area in areas])
+        return _page(answer)
 
     return query
+
+
+def vi_json_fcd_query(session: ViJson, manager: str, fcd: str, datastore: str, snapshot: str) -> Query:
+    """The query by VI JSON, of a first class disk and one of its snapshots (their IDs).
+
+    :param manager: moid of vCenter's VStorageObjectManager
+    :param datastore: moid of the datastore that the disk is on
+    """
+    place, disk, end = reference("Datastore", datastore), identifier(fcd), identifier(snapshot)
+
+    def query(key: int, offset: int, change_id: str) -> Page:
+        answer = session.read(
+            "VcenterVStorageObjectManager",
+            manager,
+            "VstorageObjectVCenterQueryChangedDiskAreas",
+            id=disk,
+            datastore=place,
+            snapshotId=end,
+            startOffset=offset,
+            changeId=change_id,
+        )
+        return _page(answer)
+
+    return query
+
+
+def _page(answer: Mapping[str, Any]) -> Page:
+    areas = answer.get("changedArea") or ()
+    return Page(answer["startOffset"], answer["length"], [(area["start"], area["length"]) for area in areas])
 
 
 def decide(
@@ -306,5 +338,5 @@ def _broken_sequence(before: str, now: str) -> str | None:
     if old.tracking != new.tracking:
         return f"another product or a reset restarted change tracking (was {before}, is {now})"
     if new.number <= old.number:
-        return f"the change ID did not advance (was {before}, is {now}): the VM may have been reverted"
+        return f"the change ID did not advance (was {before}, is {now}): its content may have been reverted"
     return None

@@ -25,6 +25,7 @@ class Disk:
 
     ``capacity`` is in bytes; ``controller`` is like ``scsi0:1``. ``reason`` says why the disk is not
     ``protected`` (a snapshot does not hold its content), or what to know about a protected one.
+    ``fcd_id`` is the ID of a first class disk.
     """
 
     key: int
@@ -33,13 +34,14 @@ class Disk:
     capacity: int
     path: str
     change_id: str | None
-    controller: str
+    controller: str | None
     mode: str | None
     backing: str
     thin: bool | None
     sharing: str | None
     protected: bool
     reason: str | None
+    fcd_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape that all results use."""
@@ -110,7 +112,13 @@ def _disk(device: Any, controller: Any) -> Disk:
         sharing=getattr(backing, "sharing", None) or None,
         protected=obstacle is None,
         reason=obstacle or _remark(kind),
+        fcd_id=_fcd_id(device),
     )
+
+
+def _fcd_id(device: Any) -> str | None:
+    identity = getattr(device, "vDiskId", None)
+    return (identity.id or None) if identity else None
 
 
 def _backing_kind(backing: Any) -> str:

@@ -141,6 +141,11 @@ def reference(kind: str, moid: str) -> dict[str, str]:
     return {"_typeName": "ManagedObjectReference", "type": kind, "value": moid}
 
 
+def identifier(text: str) -> dict[str, str]:
+    """The ID of a first class disk, or of its snapshot, as a parameter."""
+    return {"_typeName": "ID", "id": text}
+
+
 def _decoded(response: Any) -> Any:
     try:
         return response.json()

@@ -55,6 +55,11 @@ def only(backing, *others, **fields):
     return disk
 
 
+def test_a_disk_that_is_a_first_class_disk():
+    assert only(flat(), vDiskId=vim.vslm.ID(id="1ec1b4a8")).fcd_id == "1ec1b4a8"
+    assert only(flat(), vDiskId=vim.vslm.ID(id="")).fcd_id is None
+
+
 def test_an_ordinary_disk():
     record = only(flat(), unit=1).as_dict()
     assert record == {
@@ -71,6 +76,7 @@ def test_an_ordinary_disk():
         "sharing": "sharingNone",
         "protected": True,
         "reason": None,
+        "fcd_id": None,
     }
     assert json.loads(json.dumps(record)) == record
 
