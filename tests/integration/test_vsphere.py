@@ -268,8 +268,8 @@ def test_a_web_server_that_is_no_vcenter(lab, endpoint, monkeypatch):
 
 
 def _elsewhere(make):
-    def made(self):
-        stub = make(self)
+    def made(self, *args):
+        stub = make(self, *args)
         stub.path = "/nothing/here"
         return stub
 
