@@ -183,6 +183,80 @@ class Lab:
         """Put a new, empty disk with a new backing UUID under the same key; returns its record."""
         return self.call("replace_disk", vm=moid, key=key, size=size or 0)
 
+    # first class disks: with ``fcd`` in their name as those of a VM's disk, by the disk's ID
+
+    def create_fcd(
+        self, name: str, size: int, datastore: str = "", tracking: bool = False, **spec: Any
+    ) -> dict[str, Any]:
+        """Create a first class disk of whole MiB; returns what :meth:`fcd` returns.
+
+        :param spec: ``provisioning`` ("thin", "lazyZeroedThick", "eagerZeroedThick"), ``keep`` when its VM is deleted,
+            ``metadata`` (a dict), ``policy`` (ID of a storage policy), ``consumers`` (IDs of others that use it)
+        """
+        return self.call("create_fcd", name=name, size=size, datastore=datastore, tracking=tracking, **spec)
+
+    def fcd(self, fcd: str) -> dict[str, Any]:
+        """All about it: ``{"id", "name", "datastore", "datastore_moid", "path", "capacity", "backing_uuid", "change_id",
+        "provisioning", "metadata", "policy", "consumers", "control_flags", "snapshots", "vm", "key"}``; ``vm`` (moid) and
+        ``key`` of the device if attached."""
+        return self.call("fcd", fcd=fcd)
+
+    def fcds(self) -> list[dict[str, Any]]:
+        """All first class disks, by ID."""
+        return self.call("fcds")
+
+    def destroy_fcd(self, fcd: str) -> None:
+        """Delete it at once with its snapshots, whoever uses it."""
+        self.call("destroy_fcd", fcd=fcd)
+
+    def attach_fcd(self, fcd: str, moid: str, controller: int = 0, unit: int | None = None) -> dict[str, Any]:
+        """Attach it to a VM; returns the VM's record of the disk."""
+        return self.call("attach_fcd", fcd=fcd, vm=moid, controller=controller, unit=unit)
+
+    def detach_fcd(self, fcd: str) -> None:
+        """Take it off its VM, if it is on any."""
+        self.call("detach_fcd", fcd=fcd)
+
+    def fcd_snapshot(self, fcd: str, description: str = "") -> str:
+        """Take a snapshot, as somebody else would; returns its ID."""
+        return self.call("fcd_snapshot", fcd=fcd, description=description)
+
+    def fcd_delete_snapshot(self, fcd: str, snapshot: str) -> None:
+        """Delete a snapshot by its ID."""
+        self.call("fcd_delete_snapshot", fcd=fcd, snapshot=snapshot)
+
+    def fcd_snapshots(self, fcd: str) -> list[dict[str, Any]]:
+        """Its snapshots, oldest first: ``[{"id", "description", "path", "change_id", "created"}]``."""
+        return self.call("fcd_snapshots", fcd=fcd)
+
+    def fcd_file(self, fcd: str, snapshot: str = "") -> Path:
+        """The raw file, of now or of a snapshot. To read only."""
+        return Path(self.call("file", fcd=fcd, snapshot=snapshot)["file"])
+
+    def fcd_write(self, fcd: str, offset: int, data: bytes) -> None:
+        """Write as its user would, be it attached or not."""
+        self.call("write", fcd=fcd, offset=offset, data=base64.b64encode(data).decode())
+
+    def fcd_read(self, fcd: str, offset: int = 0, length: int | None = None, snapshot: str = "") -> bytes:
+        """Read from it or from a snapshot."""
+        return _read(self.fcd_file(fcd, snapshot), offset, length)
+
+    def fcd_trim(self, fcd: str, offset: int, length: int) -> None:
+        """Discard a range."""
+        self.call("trim", fcd=fcd, offset=offset, length=length)
+
+    def fcd_scatter(self, fcd: str, places: int, length: int = 65536, seed: int = 0) -> list[list[int]]:
+        """Write incompressible data in many places; returns ``[[offset, length], ...]``."""
+        return self.call("scatter", fcd=fcd, places=places, length=length, seed=seed)
+
+    def fcd_load(self, fcd: str, image: str | os.PathLike[str]) -> int:
+        """Make its content that of a raw file; returns the bytes written."""
+        return self.call("load", fcd=fcd, file=os.fspath(image))
+
+    def fcd_reset_tracking(self, fcd: str, lose: bool = False) -> None:
+        """Give its tracking a new UUID, or ``lose`` it."""
+        self.call("reset_tracking", fcd=fcd, lose=lose)
+
     # disk content
 
     def file(self, moid: str, key: int, snapshot: str | None = None) -> Path:
@@ -197,9 +271,7 @@ class Lab:
         self, moid: str, key: int, offset: int = 0, length: int | None = None, snapshot: str | None = None
     ) -> bytes:
         """Read from the running VM's disk or from a snapshot."""
-        with open(self.file(moid, key, snapshot), "rb") as disk:
-            disk.seek(offset)
-            return disk.read() if length is None else disk.read(length)
+        return _read(self.file(moid, key, snapshot), offset, length)
 
     def trim(self, moid: str, key: int, offset: int, length: int) -> None:
         """Discard a range as the guest would: it reads as zeros and is unallocated."""
@@ -322,6 +394,12 @@ class Lab:
         :returns: ``{"knobs", "opens", "open", "closed", "prepared", "violations"}``, what it has been used for
         """
         return self.call("vddk", **knobs)
+
+
+def _read(file: Path, offset: int, length: int | None) -> bytes:
+    with open(file, "rb") as disk:
+        disk.seek(offset)
+        return disk.read() if length is None else disk.read(length)
 
 
 def _post(control: str, verb: str, body: bytes) -> Any:

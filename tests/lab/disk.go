@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/vmware/govmomi/object"
@@ -24,6 +25,7 @@ type disk struct {
 	mu    sync.Mutex
 	track tracker
 	nodes map[string]*node // by datastore path
+	fcd   atomic.Pointer[fcd]
 }
 
 // node is one file of a disk: the complete content seen under one datastore path.

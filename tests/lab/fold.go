@@ -117,19 +117,27 @@ func (s *sim) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 	return nil
 }
 
-// held are the files in use by the VM and its snapshots.
-func (s *sim) held(ctx *simulator.Context, vm *simulator.VirtualMachine) map[string]bool {
+// held are the files in use by the VM (or none) and its snapshots, and by the first class disk if
+// the disk is one.
+func (s *sim) held(ctx *simulator.Context, vm *simulator.VirtualMachine, owner *disk) map[string]bool {
 	held := map[string]bool{}
-	s.eachHolder(ctx, vm, func(devices []types.BaseVirtualDevice) {
-		eachDisk(devices, func(_ *types.VirtualDisk, b *backing) { held[b.file.FileName] = true })
-	})
+	if vm != nil {
+		s.eachHolder(ctx, vm, func(devices []types.BaseVirtualDevice) {
+			eachDisk(devices, func(_ *types.VirtualDisk, b *backing) { held[b.file.FileName] = true })
+		})
+	}
+	if f := owner.fcd.Load(); f != nil {
+		for _, file := range f.held() {
+			held[file] = true
+		}
+	}
 	return held
 }
 
 // leftovers tells whether a disk has files that could be folded.
 func (s *sim) leftovers(ctx *simulator.Context, vm *simulator.VirtualMachine, owners []*disk) bool {
-	held := s.held(ctx, vm)
 	for _, owner := range owners {
+		held := s.held(ctx, vm, owner)
 		owner.mu.Lock()
 		for _, n := range owner.nodes {
 			if !held[n.path] && len(owner.children(n)) < 2 {
@@ -144,17 +152,23 @@ func (s *sim) leftovers(ctx *simulator.Context, vm *simulator.VirtualMachine, ow
 
 // collapse folds the files of a disk that nobody holds and tells their users of the new paths.
 func (s *sim) collapse(ctx *simulator.Context, vm *simulator.VirtualMachine, owner *disk) error {
-	held := s.held(ctx, vm)
+	held := s.held(ctx, vm, owner)
 	owner.mu.Lock()
-	defer owner.mu.Unlock()
 	renamed, err := s.disks.collapse(owner, held)
+	owner.mu.Unlock()
+	if f := owner.fcd.Load(); f != nil {
+		f.moved(renamed)
+	}
+	if vm == nil {
+		return err
+	}
 	relink := func(devices []types.BaseVirtualDevice) []types.BaseVirtualDevice {
 		return edited(devices, func(d *types.VirtualDisk, b *backing) bool {
 			file := b.file.FileName
 			if now, moved := renamed[file]; moved {
 				file = now
 			}
-			n := owner.nodes[file]
+			n := owner.node(file)
 			if n == nil {
 				return false
 			}

@@ -28,59 +28,117 @@ const (
 	vixSnapshotNotFound = 13003
 )
 
+// opening is what a client of the disk library asks for: a VM's disk by its path, or a first class
+// disk by its ID and datastore. The snapshot is one of the VM or of the first class disk.
+type opening struct {
+	VM        string `json:"vm"`
+	FCD       string `json:"fcd"`
+	Datastore string `json:"datastore"`
+	Snapshot  string `json:"snapshot"`
+	Path      string `json:"path"`
+	Write     bool   `json:"write"`
+}
+
+// opened is the raw file behind it.
+type opened struct {
+	flat     string
+	capacity int64
+	owner    *disk
+}
+
 // openDisk resolves what a client of the disk library opens to a raw file and its capacity.
 //
 // It has no effect but to give a redo file that is to be written content of its own, so it may
 // be asked again at any time whether an open disk is still there: then it answers the same file.
-func (s *sim) openDisk(moref, snapshot, path string, write bool) (flat string, capacity int64, failure *vixError) {
-	vm := s.vm(vmRef(moref))
-	if vm == nil {
-		return "", 0, &vixError{vixVMNotFound, "no virtual machine " + moref}
-	}
+func (s *sim) openDisk(o opening) (found opened, failure *vixError) {
 	ctx := s.context()
-	ctx.WithLock(vm, func() { flat, capacity, failure = s.resolve(ctx, vm, snapshot, path, write) })
-	return flat, capacity, failure
+	if o.FCD != "" {
+		return s.openFCD(ctx, o)
+	}
+	vm := s.vm(vmRef(o.VM))
+	if vm == nil {
+		return opened{}, &vixError{vixVMNotFound, "no virtual machine " + o.VM}
+	}
+	ctx.WithLock(vm, func() { found, failure = s.resolve(ctx, vm, o) })
+	return found, failure
+}
+
+// openFCD is openDisk of a first class disk.
+func (s *sim) openFCD(ctx *simulator.Context, o opening) (found opened, failure *vixError) {
+	f, fault := s.findFCD(types.ID{Id: o.FCD}, &types.ManagedObjectReference{Type: "Datastore", Value: o.Datastore})
+	if fault != nil {
+		return opened{}, &vixError{vixFileNotFound, fmt.Sprintf("no first class disk %s on %s", o.FCD, o.Datastore)}
+	}
+	_ = s.used(ctx, f, func(vm *simulator.VirtualMachine) types.BaseMethodFault {
+		file := f.held()[0]
+		if o.Snapshot != "" {
+			at, fault := f.snapshot(types.ID{Id: o.Snapshot})
+			if fault != nil {
+				failure = &vixError{vixSnapshotNotFound, fmt.Sprintf("%s has no snapshot %s", o.FCD, o.Snapshot)}
+				return nil
+			}
+			if o.Write {
+				failure = &vixError{vixFileReadOnly, "snapshots are read only"}
+				return nil
+			}
+			file = at.file
+		} else if vm != nil && vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+			failure = &vixError{vixFileLocked, o.FCD + " is in use by a running virtual machine"}
+			return nil
+		}
+		found, failure = f.disk.openNode(file, o.Write)
+		return nil
+	})
+	return found, failure
+}
+
+// openNode gives a file that is to be written content of its own.
+func (k *disk) openNode(file string, write bool) (opened, *vixError) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.nodes[file]
+	if n == nil {
+		return opened{}, &vixError{vixFileNotFound, file + " is gone"}
+	}
+	if write {
+		own, err := n.writable()
+		if err != nil {
+			return opened{}, &vixError{vixFail, err.Error()}
+		}
+		_ = own.Close()
+	}
+	return opened{n.flat, n.capacity, k}, nil
 }
 
 // resolve is openDisk under the VM's lock.
-func (s *sim) resolve(ctx *simulator.Context, vm *simulator.VirtualMachine, snapshot, path string, write bool) (string, int64, *vixError) {
+func (s *sim) resolve(ctx *simulator.Context, vm *simulator.VirtualMachine, o opening) (opened, *vixError) {
 	running := vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn
 	devices := vm.Config.Hardware.Device
-	if snapshot != "" {
-		object, ok := s.reg.Get(types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: snapshot}).(*simulator.VirtualMachineSnapshot)
+	if o.Snapshot != "" {
+		object, ok := s.reg.Get(types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: o.Snapshot}).(*simulator.VirtualMachineSnapshot)
 		if !ok || object.Vm != vm.Self {
-			return "", 0, &vixError{vixSnapshotNotFound, fmt.Sprintf("%s has no snapshot %s", vm.Self.Value, snapshot)}
+			return opened{}, &vixError{vixSnapshotNotFound, fmt.Sprintf("%s has no snapshot %s", vm.Self.Value, o.Snapshot)}
 		}
-		if write {
-			return "", 0, &vixError{vixFileReadOnly, "snapshots are read only"}
+		if o.Write {
+			return opened{}, &vixError{vixFileReadOnly, "snapshots are read only"}
 		}
 		ctx.WithLock(object, func() { devices = object.Config.Hardware.Device })
 	}
-	d, view := diskAt(devices, path)
+	d, view := diskAt(devices, o.Path)
 	if d == nil {
-		return "", 0, &vixError{vixFileNotFound, fmt.Sprintf("%s is not a disk of %s", path, vm.Self.Value)}
+		return opened{}, &vixError{vixFileNotFound, fmt.Sprintf("%s is not a disk of %s", o.Path, vm.Self.Value)}
 	}
-	if !view.inSnapshots() && running || snapshot == "" && running {
-		return "", 0, &vixError{vixFileLocked, path + " is in use by its running virtual machine"}
+	if !view.inSnapshots() && running || o.Snapshot == "" && running {
+		return opened{}, &vixError{vixFileLocked, o.Path + " is in use by its running virtual machine"}
 	}
 	if view.raw != nil && *view.raw == string(types.VirtualDiskCompatibilityModePhysicalMode) {
-		return "", 0, &vixError{vixFail, path + " is a raw device in physical mode"}
+		return opened{}, &vixError{vixFail, o.Path + " is a raw device in physical mode"}
 	}
 	owner := s.owner(d, view)
 	if owner == nil {
-		return "", 0, &vixError{vixFileNotFound, path + " has no file"}
+		return opened{}, &vixError{vixFileNotFound, o.Path + " has no file"}
 	}
-	n := owner.node(path)
-	if write {
-		owner.mu.Lock()
-		file, err := n.writable()
-		owner.mu.Unlock()
-		if err != nil {
-			return "", 0, &vixError{vixFail, err.Error()}
-		}
-		_ = file.Close()
-	}
-	return n.flat, n.capacity, nil
+	return owner.openNode(o.Path, o.Write)
 }
 
 // diskAt returns the disk of a datastore path.

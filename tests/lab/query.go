@@ -25,9 +25,6 @@ func (v *labVM) QueryChangedDiskAreas(ctx *simulator.Context, req *types.QueryCh
 }
 
 func (s *sim) changedAreas(ctx *simulator.Context, vm *simulator.VirtualMachine, req *types.QueryChangedDiskAreas) (none types.DiskChangeInfo, _ types.BaseMethodFault, _ string) {
-	invalid := func(property string) (types.DiskChangeInfo, types.BaseMethodFault, string) {
-		return none, &types.InvalidArgument{InvalidProperty: property}, "A specified parameter was not correct: " + property
-	}
 	devices := vm.Config.Hardware.Device
 	if req.Snapshot != nil {
 		snapshot, ok := s.reg.Get(*req.Snapshot).(*simulator.VirtualMachineSnapshot)
@@ -36,46 +33,68 @@ func (s *sim) changedAreas(ctx *simulator.Context, vm *simulator.VirtualMachine,
 		}
 		ctx.WithLock(snapshot, func() { devices = snapshot.Config.Hardware.Device })
 	} else if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
-		return invalid("snapshot")
+		return invalidArgument("snapshot")
 	}
 	if !vm.Capability.ChangeTrackingSupported {
-		return invalid("")
+		return invalidArgument("")
 	}
 	d, b := findDisk(devices, req.DeviceKey)
 	if d == nil {
-		return invalid("deviceKey")
+		return invalidArgument("deviceKey")
 	}
-	if req.StartOffset < 0 || req.StartOffset >= d.CapacityInBytes {
-		return invalid("startOffset")
-	}
-	fileFault := func() (types.DiskChangeInfo, types.BaseMethodFault, string) {
-		return none, &types.FileFault{File: b.file.FileName}, "Error caused by file " + b.file.FileName
+	if req.StartOffset < 0 || req.StartOffset >= d.CapacityInBytes { // tracked or not
+		return invalidArgument("startOffset")
 	}
 	owner := s.owner(d, b)
 	if owner == nil || !b.inSnapshots() {
-		return fileFault()
+		return fileFault(b.file.FileName)
 	}
-	to := ""
+	to := present
 	if req.Snapshot != nil {
-		if to = *b.changeID; to == "" {
-			return fileFault()
-		}
+		to = *b.changeID
 	}
+	return s.changes(owner, b.file.FileName, req.ChangeId, to, req.StartOffset)
+}
+
+// present stands for the change ID of this moment.
+const present = "now"
+
+// changes answers for one file of a disk: what was written from one change ID to another, "" being
+// one that a snapshot without tracking lacks.
+func (s *sim) changes(owner *disk, file, from, to string, start int64) (types.DiskChangeInfo, types.BaseMethodFault, string) {
 	owner.mu.Lock()
 	defer owner.mu.Unlock()
+	n := owner.nodes[file]
+	if start < 0 || start >= n.capacity {
+		return invalidArgument("startOffset")
+	}
+	if to == "" {
+		return fileFault(file)
+	}
 	knobs := s.knobs()
-	areas, problem := owner.areas(owner.nodes[b.file.FileName], req.ChangeId, to, knobs.Star)
+	areas, problem := owner.areas(n, from, to, knobs.Star)
 	switch {
 	case problem == badChangeID && knobs.BadChangeID == "InvalidArgument":
-		return invalid("changeId")
+		return invalidArgument("changeId")
 	case problem != 0:
-		return fileFault()
+		return fileFault(file)
 	}
-	return knobs.answer(areas, req.StartOffset, d.CapacityInBytes), nil, ""
+	return knobs.answer(areas, start, n.capacity), nil, ""
+}
+
+func invalidArgument(property string) (none types.DiskChangeInfo, _ types.BaseMethodFault, _ string) {
+	return none, &types.InvalidArgument{InvalidProperty: property}, "A specified parameter was not correct: " + property
+}
+
+func fileFault(file string) (none types.DiskChangeInfo, _ types.BaseMethodFault, _ string) {
+	return none, &types.FileFault{File: file}, "Error caused by file " + file
 }
 
 // areas answers for one disk; "*" asks for what is allocated.
 func (k *disk) areas(n *node, from, to, star string) (extents, queryError) {
+	if to == present {
+		to = ""
+	}
 	if from != "*" {
 		return k.track.changed(from, to)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,7 +21,7 @@ import (
 type rule struct {
 	Method  string          `json:"method"`
 	Task    string          `json:"task"`
-	Object  string          `json:"object"` // moref value of the object called, or any
+	Object  string          `json:"object"` // moref value of the object called, or ID of the first class disk, or any
 	Fault   string          `json:"fault"`  // type name of a fault, or none: only delay
 	Fields  json.RawMessage `json:"fields"` // JSON of the fault's own fields
 	Message string          `json:"message"`
@@ -63,22 +64,22 @@ func (r *rules) clear() {
 	r.list = nil
 }
 
-// call takes the rule for a call of a method on an object, or nil.
-func (r *rules) call(method, object string) *rule {
-	return r.take(object, func(x *rule) bool { return x.Method != "" && like(x.Method, method) })
+// call takes the rule for a call of a method on objects, or nil.
+func (r *rules) call(method string, objects ...string) *rule {
+	return r.take(objects, func(x *rule) bool { return x.Method != "" && like(x.Method, method) })
 }
 
-// task takes the rule for a task ("VirtualMachine.createSnapshot") on an object, or nil.
-func (r *rules) task(description, object string) *rule {
+// task takes the rule for a task ("VirtualMachine.createSnapshot") on objects, or nil.
+func (r *rules) task(description string, objects ...string) *rule {
 	_, short, _ := strings.Cut(description, ".")
-	return r.take(object, func(x *rule) bool { return x.Task != "" && (like(x.Task, description) || like(x.Task, short)) })
+	return r.take(objects, func(x *rule) bool { return x.Task != "" && (like(x.Task, description) || like(x.Task, short)) })
 }
 
-func (r *rules) take(object string, match func(*rule) bool) *rule {
+func (r *rules) take(objects []string, match func(*rule) bool) *rule {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, x := range r.list {
-		if !match(x) || (x.Object != "" && x.Object != object) || (x.Count > 0 && x.used >= x.Skip+x.Count) {
+		if !match(x) || (x.Object != "" && !slices.Contains(objects, x.Object)) || (x.Count > 0 && x.used >= x.Skip+x.Count) {
 			continue
 		}
 		x.used++

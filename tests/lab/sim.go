@@ -34,10 +34,11 @@ type sim struct {
 	collectors  collectors
 	common      types.ManagedObjectReference // the property collector that all sessions see
 	disks       disks
+	fcds        fcds
 	knobsMu     sync.Mutex
 	settings    knobs
 	tasks       atomic.Int64
-	busy        sync.Map // the task at work, by VM
+	busy        sync.Map // the task at work, by VM or by ID of the first class disk
 	snapshots   atomic.Int32
 }
 
@@ -46,6 +47,7 @@ func newSim(service *simulator.Service, root types.ManagedObjectReference, o opt
 	s := &sim{options: o, service: service, reg: service.Context.Map}
 	s.settings = defaultKnobs()
 	s.disks.files, s.disks.roots = map[string]*disk{}, map[string]string{}
+	s.fcds.byID = map[string]*fcd{}
 	for _, e := range s.reg.All("Datastore") {
 		datastore := e.(*simulator.Datastore)
 		s.disks.roots[datastore.Name] = datastore.Summary.Url
@@ -118,6 +120,8 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		own = &labSnapshot{o, s}
 	case *simulator.Folder:
 		own = &labFolder{o, s}
+	case *simulator.VcenterVStorageObjectManager:
+		own = &labStore{o, s}
 	default:
 		return nil, nil
 	}

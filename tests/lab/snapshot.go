@@ -151,6 +151,21 @@ func (s *sim) trackedNow(vm *simulator.VirtualMachine) map[*disk]bool {
 	return out
 }
 
+// freezeDisk lets a disk's user go on in a redo file, and returns the change ID of this moment.
+func (s *sim) freezeDisk(owner *disk, file string, wasTracked bool) (redo *node, point string, err error) {
+	owner.mu.Lock()
+	defer owner.mu.Unlock()
+	if redo, err = s.disks.child(owner, owner.nodes[file]); err != nil {
+		return nil, "", err
+	}
+	if wasTracked {
+		point = owner.track.point()
+	} else if s.knobs().FirstSnapshot == "tracked" {
+		point = owner.track.id()
+	}
+	return redo, point, nil
+}
+
 // freeze lets the VM go on in redo files and returns the change IDs of this moment, by device key.
 func (s *sim) freeze(ctx *simulator.Context, vm *simulator.VirtualMachine, wasTracked map[*disk]bool) (map[int32]string, error) {
 	knobs := s.knobs()
@@ -161,18 +176,14 @@ func (s *sim) freeze(ctx *simulator.Context, vm *simulator.VirtualMachine, wasTr
 		if !b.inSnapshots() || owner == nil || failed != nil {
 			return false
 		}
-		owner.mu.Lock()
-		defer owner.mu.Unlock()
-		redo, err := s.disks.child(owner, owner.nodes[b.file.FileName])
+		redo, point, err := s.freezeDisk(owner, b.file.FileName, wasTracked[owner])
 		if err != nil {
 			failed = err
 			return false
 		}
-		if wasTracked[owner] {
-			points[d.Key] = owner.track.point()
-		} else if knobs.FirstSnapshot == "tracked" {
-			points[d.Key] = owner.track.id()
-		}
+		points[d.Key] = point
+		owner.mu.Lock()
+		defer owner.mu.Unlock()
 		setFiles(d, redo.path, redo.parents())
 		*b.changeID = knobs.shown(&owner.track)
 		return true

@@ -329,21 +329,21 @@ func TestOpenDiskRefusesWhatTheLibraryRefuses(t *testing.T) {
 		{ref, "", base, false, vixFileNotFound},
 		{ref, snapshot.Value, base, false, 0},
 	} {
-		flat, _, err := w.s.openDisk(c.vm, c.snapshot, c.path, c.write)
-		if got := code(err); got != c.code || (err == nil) == (flat == "") {
+		found, err := w.s.openDisk(opening{VM: c.vm, Snapshot: c.snapshot, Path: c.path, Write: c.write})
+		if got := code(err); got != c.code || (err == nil) == (found.flat == "") {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
 	w.check(w.s.power(w.s.context(), w.vm, types.VirtualMachinePowerStatePoweredOff))
-	if flat, capacity, err := w.s.openDisk(ref, "", live, true); err != nil || flat == "" || capacity != 2*block {
+	if found, err := w.s.openDisk(opening{VM: ref, Path: live, Write: true}); err != nil || found.flat == "" || found.capacity != 2*block {
 		t.Errorf("writing into a VM that is off: %v", err)
 	}
 	w.remove(snapshot, false, nil)
-	if _, _, err := w.s.openDisk(ref, snapshot.Value, base, false); code(err) != vixSnapshotNotFound {
+	if _, err := w.s.openDisk(opening{VM: ref, Snapshot: snapshot.Value, Path: base}); code(err) != vixSnapshotNotFound {
 		t.Errorf("after the snapshot: %v", err)
 	}
 	w.check(w.s.destroy(w.s.context(), w.vm))
-	if _, _, err := w.s.openDisk(ref, "", base, false); code(err) != vixVMNotFound {
+	if _, err := w.s.openDisk(opening{VM: ref, Path: base}); code(err) != vixVMNotFound {
 		t.Errorf("after the VM: %v", err)
 	}
 }

@@ -264,10 +264,16 @@ type diskRecord struct {
 	Path        string `json:"path"`
 	ChangeID    string `json:"change_id"`
 	Slot        string `json:"slot"`
+	FCD         string `json:"fcd_id"` // of the first class disk that it is, or empty
 }
 
 func (s *sim) record(vm *simulator.VirtualMachine, d *types.VirtualDisk, b *backing) diskRecord {
-	return diskRecord{d.Key, label(d), *b.uuid, d.CapacityInBytes, b.file.FileName, *b.changeID, slot(vm.Config.Hardware.Device, d)}
+	out := diskRecord{Key: d.Key, Label: label(d), BackingUUID: *b.uuid, Capacity: d.CapacityInBytes, Path: b.file.FileName,
+		ChangeID: *b.changeID, Slot: slot(vm.Config.Hardware.Device, d)}
+	if d.VDiskId != nil {
+		out.FCD = d.VDiskId.Id
+	}
+	return out
 }
 
 // describe tells a client of the control interface about a VM.

@@ -28,12 +28,15 @@ type knobs struct {
 	LiveChangeID        string `json:"live_change_id"`        // the VM's own configuration shows the "current" ID or "none"
 	QuiesceWithoutTools string `json:"quiesce_without_tools"` // "fault" or "ignored"
 	FailConsolidation   int    `json:"fail_consolidation"`    // so many removals leave their files behind
+	ConsumerID          string `json:"consumer_id"`           // of a VM in first class disks: its "instance_uuid" or "uuid"
+	VSLM                bool   `json:"vslm"`                  // the vCenter has /vslm/sdk
 }
 
 func defaultKnobs() knobs {
 	return knobs{
 		Page: 2000, Granularity: block, Star: "allocated", BadChangeID: "InvalidArgument", OnRevert: "reset", OnCrash: "reset",
 		FirstSnapshot: "untracked", LiveChangeID: "current", QuiesceWithoutTools: "fault",
+		ConsumerID: "instance_uuid", VSLM: true,
 	}
 }
 
@@ -50,6 +53,7 @@ func (k *knobs) check() error {
 		{"first_snapshot", k.FirstSnapshot, []string{"untracked", "tracked"}},
 		{"live_change_id", k.LiveChangeID, []string{"current", "none"}},
 		{"quiesce_without_tools", k.QuiesceWithoutTools, []string{"fault", "ignored"}},
+		{"consumer_id", k.ConsumerID, []string{"instance_uuid", "uuid"}},
 	}
 	for _, a := range allowed {
 		if !slices.Contains(a.values, a.value) {

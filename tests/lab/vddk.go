@@ -55,21 +55,18 @@ type vddkKnobs struct {
 
 // vddkHandle is one open disk.
 type vddkHandle struct {
-	VM       string `json:"vm"`
-	Snapshot string `json:"snapshot"`
-	Path     string `json:"path"`
-	Write    bool   `json:"write"`
-	PID      int    `json:"pid"`
-	flat     string // the raw file that was opened
-	state    string // the file shared with the stand-in: an error code, then a bit for each 64 KiB written
+	opening
+	PID int `json:"pid"`
+	opened
+	state string // the file shared with the stand-in: an error code, then a bit for each 64 KiB written
 }
 
 // vddkReport is what tests look at.
 type vddkReport struct {
 	Opens      int                 `json:"opens"`
 	Open       []*vddkHandle       `json:"open"`
-	Closed     []map[string]string `json:"closed"` // counters of each closed handle
-	Prepared   []string            `json:"prepared"`
+	Closed     []map[string]string `json:"closed"`     // counters of each closed handle
+	Prepared   []string            `json:"prepared"`   // VMs and first class disks
 	Violations []string            `json:"violations"` // rules of the interface that a client broke
 	Knobs      vddkKnobs           `json:"knobs"`
 }
@@ -271,23 +268,24 @@ func (v *vddk) open(q lines) lines {
 	if !strings.EqualFold(q["thumbprint"], cmp.Or(v.knobs.Thumbprint, v.s.ready.Thumbprint)) {
 		return denied(vixFail, "thumbprint does not match")
 	}
-	h := &vddkHandle{VM: strings.TrimPrefix(q["vm"], "moref="), Snapshot: q["snapshot"], Path: q["path"], Write: q["write"] == "1"}
-	flat, capacity, refused := v.s.openDisk(h.VM, h.Snapshot, h.Path, h.Write)
+	h := &vddkHandle{opening: opening{VM: strings.TrimPrefix(q["vm"], "moref="), FCD: q["fcd"], Datastore: q["datastore"],
+		Snapshot: cmp.Or(q["fcd_snapshot"], q["snapshot"]), Path: q["path"], Write: q["write"] == "1"}}
+	found, refused := v.s.openDisk(h.opening)
 	if refused != nil {
 		return denied(int(refused.Code), "%s", refused.Message)
 	}
 	v.next++
 	id := strconv.Itoa(v.next)
 	h.PID, _ = strconv.Atoi(q["pid"])
-	h.flat, h.state = flat, filepath.Join(v.dir, "handle-"+id)
-	if err := makeState(h.state, capacity); err != nil {
+	h.opened, h.state = found, filepath.Join(v.dir, "handle-"+id)
+	if err := makeState(h.state, h.capacity); err != nil {
 		return denied(vixFail, "%v", err)
 	}
 	v.handles[id] = h
 	v.report.Opens++
 	k := v.knobs
 	return lines{
-		"id": id, "flat": flat, "capacity": strconv.FormatInt(capacity, 10), "state": h.state,
+		"id": id, "flat": h.flat, "capacity": strconv.FormatInt(h.capacity, 10), "state": h.state,
 		"latency_us": microseconds(k.LatencyMS), "blocks_delay_us": microseconds(k.BlocksDelayMS),
 		"in_flight": strconv.Itoa(k.InFlight), "memory": strconv.FormatInt(k.Memory, 10), "callbacks": k.Callbacks,
 	}.with("transport", k.Transport)
@@ -305,22 +303,23 @@ func microseconds(ms float64) string { return strconv.FormatInt(int64(ms*1000), 
 func (v *vddk) close(q lines) lines {
 	if h := v.handles[q["id"]]; h != nil {
 		v.forget(q["id"])
-		q["vm"], q["path"] = h.VM, h.Path
+		q["vm"], q["fcd"], q["path"] = h.VM, h.FCD, h.Path
 		v.report.Closed = append(v.report.Closed, q)
 	}
 	return lines{}
 }
 
 func (v *vddk) prepare(q lines) lines {
-	if slices.Contains(v.report.Prepared, q["vm"]) {
+	object := cmp.Or(q["vm"], q["fcd"])
+	if slices.Contains(v.report.Prepared, object) {
 		return denied(vixDisabled, "the method is already disabled")
 	}
-	v.report.Prepared = append(v.report.Prepared, q["vm"])
+	v.report.Prepared = append(v.report.Prepared, object)
 	return lines{}
 }
 
 func (v *vddk) end(q lines) lines {
-	v.report.Prepared = slices.DeleteFunc(v.report.Prepared, func(vm string) bool { return vm == q["vm"] })
+	v.report.Prepared = slices.DeleteFunc(v.report.Prepared, func(object string) bool { return object == cmp.Or(q["vm"], q["fcd"]) })
 	return lines{}
 }
 
@@ -354,15 +353,14 @@ func (v *vddk) forget(id string) {
 	delete(v.handles, id)
 	state, err := os.ReadFile(h.state)
 	_ = os.Remove(h.state)
-	owner := v.s.disks.find(h.Path)
-	if err != nil || !h.Write || owner == nil {
+	if err != nil || !h.Write {
 		return
 	}
-	owner.mu.Lock()
-	defer owner.mu.Unlock()
+	h.owner.mu.Lock()
+	defer h.owner.mu.Unlock()
 	for i, b := range state[stateHead:] {
 		for ; b != 0; b &= b - 1 {
-			owner.track.mark(extent{int64(i*8+bits.TrailingZeros8(b)) * block, block})
+			h.owner.track.mark(extent{int64(i*8+bits.TrailingZeros8(b)) * block, block})
 		}
 	}
 }
@@ -385,9 +383,9 @@ func (v *vddk) watch() {
 				v.mu.Lock()
 				v.forget(id)
 				v.mu.Unlock()
-			} else if flat, _, refused := v.s.openDisk(h.VM, h.Snapshot, h.Path, h.Write); refused != nil {
+			} else if now, refused := v.s.openDisk(h.opening); refused != nil {
 				h.fail(int(refused.Code))
-			} else if flat != h.flat {
+			} else if now.flat != h.flat {
 				h.fail(vixFileNotFound)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 type diskParams struct {
 	VM       string `json:"vm"`
 	Key      int32  `json:"key"`
+	FCD      string `json:"fcd"` // instead of VM and Key; the snapshot is then one of the first class disk
 	Snapshot string `json:"snapshot"`
 	Offset   int64  `json:"offset"`
 	Length   int64  `json:"length"`
@@ -31,9 +32,9 @@ type diskParams struct {
 // target is the disk that a verb works on.
 type target struct {
 	ctx   *simulator.Context
-	vm    *simulator.VirtualMachine
-	disk  *types.VirtualDisk
-	view  *backing
+	vm    *simulator.VirtualMachine // nil for a first class disk that no VM has
+	key   int32
+	disk  *types.VirtualDisk // nil for a first class disk
 	owner *disk
 	node  *node
 }
@@ -58,7 +59,20 @@ func (s *sim) locked(moid string, f func(*simulator.Context, *simulator.VirtualM
 	return answer, err
 }
 
-// onDisk makes a verb of what runs with a disk, under its VM's lock.
+// onBytes makes a verb of what runs with a VM's disk or a first class disk, under the VM's lock.
+func (s *sim) onBytes(f func(target, diskParams) (any, error)) verb {
+	onDisk := s.onDisk(f)
+	return func(body json.RawMessage) (any, error) {
+		return typed(func(p diskParams) (any, error) {
+			if p.FCD == "" {
+				return onDisk(body)
+			}
+			return s.fcdTarget(p, f)
+		})(body)
+	}
+}
+
+// onDisk makes a verb of what runs with a VM's disk, under the VM's lock.
 func (s *sim) onDisk(f func(target, diskParams) (any, error)) verb {
 	return typed(func(p diskParams) (any, error) {
 		return s.locked(p.VM, func(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
@@ -78,7 +92,7 @@ func (s *sim) onDisk(f func(target, diskParams) (any, error)) verb {
 			if owner == nil {
 				return nil, fmt.Errorf("%s has no file", view.file.FileName)
 			}
-			return f(target{ctx, vm, d, view, owner, owner.node(view.file.FileName)}, p)
+			return f(target{ctx, vm, d.Key, d, owner, owner.node(view.file.FileName)}, p)
 		})
 	})
 }
@@ -198,9 +212,12 @@ func (s *sim) resetTrackingVerb(t target, p diskParams) (any, error) {
 	}
 	shown := s.knobs().shown(&t.owner.track)
 	t.owner.mu.Unlock()
+	if t.vm == nil {
+		return nil, nil
+	}
 	s.setDevices(t.ctx, t.vm, edited(t.vm.Config.Hardware.Device, func(d *types.VirtualDisk, b *backing) bool {
 		*b.changeID = shown
-		return d.Key == t.disk.Key
+		return d.Key == t.key
 	}))
 	return nil, nil
 }

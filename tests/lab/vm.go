@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vmware/govmomi/simulator"
@@ -32,6 +33,9 @@ func (v *labVM) ReconfigVMTask(ctx *simulator.Context, req *types.ReconfigVM_Tas
 func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, spec *types.VirtualMachineConfigSpec) types.BaseMethodFault {
 	if spec.ChangeTrackingEnabled != nil && *spec.ChangeTrackingEnabled && !vm.Capability.ChangeTrackingSupported {
 		return &types.InvalidVmConfig{Property: "changeTrackingEnabled"}
+	}
+	if s.takesAway(vm, spec) {
+		return &types.InvalidState{}
 	}
 	p, fault := s.prepare(vm.Config.Hardware.Device, spec)
 	if fault != nil {
@@ -70,6 +74,9 @@ func (s *sim) settle(ctx *simulator.Context, vm *simulator.VirtualMachine, remov
 	s.setDevices(ctx, vm, withChildren(vm.Config.Hardware.Device))
 	for _, file := range removed {
 		if owner := s.disks.find(file); owner != nil {
+			if f := owner.fcd.Load(); f != nil && !f.keep {
+				s.leave(f)
+			}
 			if err := s.collapse(ctx, vm, owner); err != nil {
 				return &types.FileFault{File: err.Error()}
 			}
@@ -91,7 +98,8 @@ func (s *sim) settle(ctx *simulator.Context, vm *simulator.VirtualMachine, remov
 }
 
 func (s *sim) setDevices(ctx *simulator.Context, vm *simulator.VirtualMachine, devices []types.BaseVirtualDevice) {
-	s.update(ctx, vm, map[string]any{"config.hardware.device": devices})
+	s.update(ctx, vm, map[string]any{"config.hardware.device": s.identified(devices)})
+	s.follow(vm)
 }
 
 // PowerOnVMTask also takes the new settings of change tracking into effect.
@@ -167,6 +175,7 @@ func (s *sim) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine) type
 		return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOff, ExistingState: vm.Runtime.PowerState}
 	}
 	snapshots, owners := s.snapshotObjects(vm), s.owners(ctx, vm)
+	kept, restore := s.rescue(ctx, vm)
 	body := vm.DestroyTask(ctx, &types.Destroy_Task{This: vm.Self}).(*methods.Destroy_TaskBody)
 	if _, fault := s.inner(ctx, body.Res.Returnval); fault != nil {
 		return fault
@@ -175,7 +184,16 @@ func (s *sim) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine) type
 		s.reg.Remove(ctx, snapshot.Self)
 	}
 	for _, owner := range owners {
+		if slices.Contains(kept, owner) {
+			continue
+		}
+		if f := owner.fcd.Load(); f != nil {
+			s.leave(f)
+		}
 		s.disks.removeAll(owner)
+	}
+	if err := restore(); err != nil {
+		return &types.FileFault{File: err.Error()}
 	}
 	return nil
 }
@@ -222,9 +240,10 @@ func (s *sim) activate(ctx *simulator.Context, vm *simulator.VirtualMachine) {
 		if owner == nil {
 			return false
 		}
+		wished := owner.wished()
 		owner.mu.Lock()
 		defer owner.mu.Unlock()
-		switch wanted := tracked(vm, d, b); {
+		switch wanted := wished || tracked(vm, d, b); {
 		case wanted && owner.track.current == nil:
 			owner.track.on(len(owner.nodes) > 1)
 			key := slot(vm.Config.Hardware.Device, d) + ".ctkEnabled"

@@ -36,7 +36,7 @@ enum {
     MIXED_MODE = 26000,
 };
 
-enum { OPEN_READ_ONLY = 4, CREDENTIALS_UID = 1, SPEC_VMX = 0 };
+enum { OPEN_READ_ONLY = 4, CREDENTIALS_UID = 1, SPEC_VMX = 0, SPEC_STORAGE_OBJECT = 1 };
 
 typedef struct {
     char *vmx_spec, *server, *thumbprint;
@@ -49,7 +49,9 @@ typedef struct {
     char *api_version;
     char reserved[8];
     void *state;
-    char *spec[3];
+    struct {
+        char *id, *datastore, *snapshot;
+    } object; /* for SPEC_STORAGE_OBJECT */
     int spec_type;
 } ConnectParams;
 
@@ -75,6 +77,7 @@ typedef struct {
 _Static_assert(offsetof(ConnectParams, uid) == 40, "creds");
 _Static_assert(offsetof(ConnectParams, port) == 64, "port");
 _Static_assert(offsetof(ConnectParams, state) == 88, "state");
+_Static_assert(offsetof(ConnectParams, object) == 96, "spec");
 _Static_assert(offsetof(ConnectParams, spec_type) == 120, "specType");
 _Static_assert(sizeof(ConnectParams) == 128, "ConnectParams");
 _Static_assert(offsetof(Info, capacity) == 24 && offsetof(Info, uuid) == 48, "Info");

@@ -37,6 +37,22 @@ EXPORT void VixDiskLib_FreeConnectParams(ConnectParams *params)
 }
 #endif
 
+static bool is_empty(const char *text)
+{
+    return text == NULL || *text == '\0';
+}
+
+/* Structures before 6.7 end before the specification. */
+static bool is_object(const ConnectParams *params)
+{
+#ifdef OLD_ABI
+    (void)params;
+    return false;
+#else
+    return params->spec_type == SPEC_STORAGE_OBJECT;
+#endif
+}
+
 static VixError check_params(const ConnectParams *params)
 {
     if (!initialised())
@@ -46,8 +62,10 @@ static VixError check_params(const ConnectParams *params)
 #ifndef OLD_ABI
     if (!known_object((void *)params) || params->state != params)
         return violation(INVALID_ARG, "connection parameters that AllocateConnectParams did not make");
-    if (params->spec_type != SPEC_VMX)
+    if (params->spec_type != SPEC_VMX && params->spec_type != SPEC_STORAGE_OBJECT)
         return NOT_SUPPORTED;
+    if (is_object(params) && (params->vmx_spec != NULL || is_empty(params->object.id) || is_empty(params->object.datastore)))
+        return violation(INVALID_ARG, "a storage object with a VM, or without its ID or its datastore");
 #endif
     if (params->server == NULL || params->credential_type != CREDENTIALS_UID || params->uid.username == NULL ||
         params->uid.password == NULL)
@@ -63,6 +81,11 @@ static void describe(Lines *question, const ConnectParams *params)
     lines_add(question, "username", params->uid.username);
     lines_add(question, "password", params->uid.password);
     lines_add(question, "vm", params->vmx_spec);
+    if (is_object(params)) {
+        lines_add(question, "fcd", params->object.id);
+        lines_add(question, "datastore", params->object.datastore);
+        lines_add(question, "fcd_snapshot", params->object.snapshot);
+    }
     lines_add_number(question, "pid", (unsigned long long)getpid());
 }
 
@@ -123,8 +146,12 @@ EXPORT VixError VixDiskLib_ConnectEx(const ConnectParams *params, Bool read_only
     VixError error = check_params(params);
     if (error != OK)
         return error;
-    if (result == NULL || params->vmx_spec == NULL || strncmp(params->vmx_spec, "moref=", 6) != 0)
+    if (result == NULL)
         return INVALID_ARG;
+    if (!is_object(params) && (params->vmx_spec == NULL || strncmp(params->vmx_spec, "moref=", 6) != 0))
+        return INVALID_ARG;
+    if (is_object(params) && !is_empty(snapshot))
+        return violation(INVALID_ARG, "ConnectEx to a storage object with a snapshot of a VM");
     describe(&question, params);
     error = fault("connect", 0, 1);
     if (error == OK)
@@ -139,6 +166,12 @@ EXPORT VixError VixDiskLib_ConnectEx(const ConnectParams *params, Bool read_only
         .uid = {copy(params->uid.username), copy(params->uid.password), NULL},
         .port = params->port,
     };
+    if (is_object(params)) {
+        connection->params.spec_type = SPEC_STORAGE_OBJECT;
+        connection->params.object.id = copy(params->object.id);
+        connection->params.object.datastore = copy(params->object.datastore);
+        connection->params.object.snapshot = copy(params->object.snapshot);
+    }
     connection->read_only = read_only != 0;
     connection->snapshot = copy(snapshot);
     connection->modes = copy(modes == NULL ? "file:san:hotadd:nbd" : modes);
@@ -156,6 +189,9 @@ EXPORT VixError VixDiskLib_Disconnect(Connection *connection)
     free(connection->params.thumbprint);
     free(connection->params.uid.username);
     free(connection->params.uid.password);
+    free(connection->params.object.id);
+    free(connection->params.object.datastore);
+    free(connection->params.object.snapshot);
     free(connection->snapshot);
     free(connection->modes);
     free(connection);
@@ -247,14 +283,17 @@ static VixError open_disk(Connection *connection, const char *path, bool read_on
 
 EXPORT VixError VixDiskLib_Open(Connection *connection, const char *path, uint32_t flags, Handle **result)
 {
-    if (!initialised() || !known_object(connection) || path == NULL || result == NULL)
-        return violation(INVALID_ARG, "Open without a connection, a path or a place for the handle");
+    if (!initialised() || !known_object(connection) || result == NULL)
+        return violation(INVALID_ARG, "Open without a connection or a place for the handle");
+    if (is_object(&connection->params) ? !is_empty(path) : path == NULL)
+        return violation(INVALID_ARG, "Open of a VM's disk without a path, or of a storage object with one");
     if (!exclusive_begin("Open"))
         return FAIL;
     VixError error = open_disk(connection, path, connection->read_only || (flags & OPEN_READ_ONLY) != 0, result);
     exclusive_end();
     if (error == OK)
-        say(log_function, "VixDiskLib: opened %s by %s\n", path, (*result)->transport);
+        say(log_function, "VixDiskLib: opened %s by %s\n", is_empty(path) ? connection->params.object.id : path,
+            (*result)->transport);
     return error;
 }
 
