@@ -191,14 +191,14 @@ class Lab:
         """Create a first class disk of whole MiB; returns what :meth:`fcd` returns.
 
         :param spec: ``provisioning`` ("thin", "lazyZeroedThick", "eagerZeroedThick"), ``keep`` when its VM is deleted,
-            ``metadata`` (a dict), ``policy`` (ID of a storage policy), ``consumers`` (IDs of others that use it)
+            ``metadata`` (a dict), ``policy`` (name or ID of a storage policy), ``consumers`` (IDs of who else uses it)
         """
         return self.call("create_fcd", name=name, size=size, datastore=datastore, tracking=tracking, **spec)
 
     def fcd(self, fcd: str) -> dict[str, Any]:
-        """All about it: ``{"id", "name", "datastore", "datastore_moid", "path", "capacity", "backing_uuid", "change_id",
-        "provisioning", "metadata", "policy", "consumers", "control_flags", "snapshots", "vm", "key"}``; ``vm`` (moid) and
-        ``key`` of the device if attached."""
+        """All about it: ``{"id", "name", "datastore", "datastore_moid", "path", "capacity", "backing_uuid",
+        "change_id", "provisioning", "metadata", "policy", "consumers", "control_flags", "snapshots", "vm", "key"}``;
+        ``vm`` (moid) and ``key`` are those of the device if attached."""
         return self.call("fcd", fcd=fcd)
 
     def fcds(self) -> list[dict[str, Any]]:
@@ -216,6 +216,10 @@ class Lab:
     def detach_fcd(self, fcd: str) -> None:
         """Take it off its VM, if it is on any."""
         self.call("detach_fcd", fcd=fcd)
+
+    def create_tag(self, category: str, name: str) -> str:
+        """Make a tag, and its category if there is none; returns the tag's ID."""
+        return self.call("create_tag", category=category, name=name)
 
     def fcd_snapshot(self, fcd: str, description: str = "") -> str:
         """Take a snapshot, as somebody else would; returns its ID."""

@@ -52,6 +52,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("fcd_snapshots", s.onStore(s.fcdSnapshotsVerb))
 	handle("fcd_snapshot", s.onStore(s.snapshotFCDVerb))
 	handle("fcd_delete_snapshot", s.onStore(s.dropSnapshotFCDVerb))
+	handle("create_tag", typed(s.createTagVerb))
 	s.vddkRoutes(mux)
 	return mux
 }

@@ -111,8 +111,12 @@ func (s *sim) setPolicy(f *fcd, profiles []types.BaseVirtualMachineProfileSpec) 
 		if !ok {
 			continue
 		}
+		id, known := s.policies.id(defined.ProfileId)
+		if !known {
+			return &types.InvalidArgument{InvalidProperty: "profile"}
+		}
 		f.mu.Lock()
-		f.policy = defined.ProfileId
+		f.policy = id
 		f.mu.Unlock()
 	}
 	return nil

@@ -14,13 +14,26 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vmware/govmomi/pbm"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 	"github.com/vmware/govmomi/vim25/xml"
+	"github.com/vmware/govmomi/vslm"
 )
 
 // soapCall finds the method and the object in a SOAP request without decoding it all.
 var soapCall = regexp.MustCompile(`<(?:\w+:)?Body[^>]*>\s*<(?:\w+:)?(\w+)[^>]*>\s*(?:<(?:\w+:)?_this[^>]*>([^<]*)<)?`)
+
+// soapCookie finds the session in the header, where the services beside the VIM API expect it.
+var soapCookie = regexp.MustCompile(`<(?:\w+:)?vcSessionCookie[^>]*>([^<]+)<`)
+
+// soapID finds the ID of a first class disk.
+var soapID = regexp.MustCompile(`<(?:\w+:)?(?:id|diskId)\b[^>]*>\s*<(?:\w+:)?id\b[^>]*>([^<]+)<`)
+
+// isSOAP tells whether a path is that of a SOAP endpoint: VIM, VSLM or PBM.
+func isSOAP(path string) bool {
+	return path == "/sdk" || strings.HasPrefix(path, "/sdk/vimService") || path == vslm.Path || path == pbm.Path
+}
 
 // front is the first handler of every request to the vCenter: it counts, injects faults and
 // asks for a session where the simulator does not.
@@ -31,7 +44,11 @@ func (s *sim) front(next http.Handler) http.Handler {
 			session = cookie.Value
 		}
 		switch {
-		case r.Method == http.MethodPost && (r.URL.Path == "/sdk" || strings.HasPrefix(r.URL.Path, "/sdk/vimService")):
+		case r.URL.Path == vslm.Path && !s.knobs().VSLM:
+			s.counts.http(r.Method + " " + r.URL.Path)
+			http.NotFound(w, r)
+			return
+		case r.Method == http.MethodPost && isSOAP(r.URL.Path):
 			body, err := io.ReadAll(r.Body)
 			if err != nil {
 				return
@@ -42,8 +59,15 @@ func (s *sim) front(next http.Handler) http.Handler {
 				break
 			}
 			method := string(match[1])
+			if header := soapCookie.FindSubmatch(body); header != nil && session == "" {
+				session = string(header[1])
+			}
 			s.counts.add(method, session)
-			if s.misbehave(w, s.rules.call(method, string(match[2]))) {
+			objects := []string{string(match[2])}
+			if id := soapID.FindSubmatch(body); id != nil {
+				objects = append(objects, string(id[1]))
+			}
+			if s.misbehave(w, s.rules.call(method, objects...)) {
 				return
 			}
 			over := s.collectors.attend(r, method, string(match[2]), session)

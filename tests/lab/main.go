@@ -109,7 +109,9 @@ func start(o options) (*lab, error) {
 	json := newVIJSON(s.front(service.ServeMux), strings.Split(o.viReleases, ","))
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
+	service.RegisterSDK(s.vslmRegistry())
 	server := service.NewServer()
+	service.RegisterSDK(s.pbm) // in the place of the simulator's own
 	// The server runs, but nobody knows of it yet.
 	server.Config.Handler = s.front(server.Config.Handler)
 	states := server.Config.ConnState

@@ -35,6 +35,8 @@ type sim struct {
 	common      types.ManagedObjectReference // the property collector that all sessions see
 	disks       disks
 	fcds        fcds
+	pbm         *simulator.Registry
+	policies    *policies
 	knobsMu     sync.Mutex
 	settings    knobs
 	tasks       atomic.Int64
@@ -48,6 +50,7 @@ func newSim(service *simulator.Service, root types.ManagedObjectReference, o opt
 	s.settings = defaultKnobs()
 	s.disks.files, s.disks.roots = map[string]*disk{}, map[string]string{}
 	s.fcds.byID = map[string]*fcd{}
+	s.pbm = s.pbmRegistry()
 	for _, e := range s.reg.All("Datastore") {
 		datastore := e.(*simulator.Datastore)
 		s.disks.roots[datastore.Name] = datastore.Summary.Url

@@ -30,13 +30,15 @@ type knobs struct {
 	FailConsolidation   int    `json:"fail_consolidation"`    // so many removals leave their files behind
 	ConsumerID          string `json:"consumer_id"`           // of a VM in first class disks: its "instance_uuid" or "uuid"
 	VSLM                bool   `json:"vslm"`                  // the vCenter has /vslm/sdk
+	VSLMUnknown         string `json:"vslm_unknown"`          // VSLM's fault for an unknown ID: NotFound or InvalidArgument
+	VSLMPage            int    `json:"vslm_page"`             // most first class disks in one list of VSLM's
 }
 
 func defaultKnobs() knobs {
 	return knobs{
 		Page: 2000, Granularity: block, Star: "allocated", BadChangeID: "InvalidArgument", OnRevert: "reset", OnCrash: "reset",
 		FirstSnapshot: "untracked", LiveChangeID: "current", QuiesceWithoutTools: "fault",
-		ConsumerID: "instance_uuid", VSLM: true,
+		ConsumerID: "instance_uuid", VSLM: true, VSLMUnknown: "NotFound", VSLMPage: 1000,
 	}
 }
 
@@ -53,6 +55,7 @@ func (k *knobs) check() error {
 		{"first_snapshot", k.FirstSnapshot, []string{"untracked", "tracked"}},
 		{"live_change_id", k.LiveChangeID, []string{"current", "none"}},
 		{"quiesce_without_tools", k.QuiesceWithoutTools, []string{"fault", "ignored"}},
+		{"vslm_unknown", k.VSLMUnknown, []string{"NotFound", "InvalidArgument"}},
 		{"consumer_id", k.ConsumerID, []string{"instance_uuid", "uuid"}},
 	}
 	for _, a := range allowed {
@@ -60,8 +63,8 @@ func (k *knobs) check() error {
 			return fmt.Errorf("%s is %q, must be one of %s", a.name, a.value, strings.Join(a.values, ", "))
 		}
 	}
-	if k.Page < 1 || k.Granularity < block || k.Granularity%block != 0 {
-		return fmt.Errorf("page must be positive, granularity a multiple of %d", block)
+	if k.Page < 1 || k.VSLMPage < 1 || k.Granularity < block || k.Granularity%block != 0 {
+		return fmt.Errorf("pages must be positive, granularity a multiple of %d", block)
 	}
 	return nil
 }

@@ -46,6 +46,9 @@ var viMethods = map[string]func() soap.HasFault{
 	viLogin:                                func() soap.HasFault { return new(methods.LoginBody) },
 	viLogout:                               func() soap.HasFault { return new(methods.LogoutBody) },
 	"VirtualMachine/QueryChangedDiskAreas": func() soap.HasFault { return new(methods.QueryChangedDiskAreasBody) },
+	"VcenterVStorageObjectManager/VstorageObjectVCenterQueryChangedDiskAreas": func() soap.HasFault {
+		return new(methods.VstorageObjectVCenterQueryChangedDiskAreasBody)
+	},
 }
 
 // viGateway keeps for each VI JSON session the cookie of the SOAP session behind it.
