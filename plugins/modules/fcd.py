@@ -381,13 +381,16 @@ class _Task:
         :raises NotFound: it must exist
         """
         given = fcd_selection(self.params)
+        state, new_name = self.params["state"], self.params["new_name"]
+        may_miss = state == "absent" or (state == "present" and not given["id"])
         if self.params["restore_id"] is not None:
             disk = self._find_marked(given)
-        else:
+        elif may_miss or new_name:
             disk = self.store.seek(**given)
-            if disk is None and given["name"] and self.params["new_name"]:
-                disk = self.store.seek(**{**given, "name": self.params["new_name"]})
-        may_miss = self.params["state"] == "absent" or (self.params["state"] == "present" and not given["id"])
+            if disk is None and given["name"] and new_name:
+                disk = self.store.seek(**{**given, "name": new_name})
+        else:
+            return self.store.find(**given)
         return disk if disk is not None or may_miss else self.store.find(**given)
 
     def _find_marked(self, given: dict[str, str | None]) -> Fcd | None:
