@@ -4,14 +4,14 @@
 package main
 
 import (
-	"context"
-	"net/url"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 
-	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/simulator"
-	"github.com/vmware/govmomi/vapi/rest"
 	_ "github.com/vmware/govmomi/vapi/simulator" // keeps categories and tags
-	"github.com/vmware/govmomi/vapi/tags"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -40,7 +40,28 @@ func (m *labStore) ListTagsAttachedToVStorageObject(ctx *simulator.Context, req 
 	if _, fault := m.s.findFCD(req.Id, nil); fault != nil {
 		return &methods.ListTagsAttachedToVStorageObjectBody{Fault_: refuse(fault, "")}
 	}
-	return m.VcenterVStorageObjectManager.ListTagsAttachedToVStorageObject(ctx, req)
+	body := m.VcenterVStorageObjectManager.ListTagsAttachedToVStorageObject(ctx, req).(*methods.ListTagsAttachedToVStorageObjectBody)
+	if body.Res == nil || len(body.Res.Returnval) == 0 {
+		return body
+	}
+	if err := m.s.nameCategories(body.Res.Returnval); err != nil {
+		return &methods.ListTagsAttachedToVStorageObjectBody{Fault_: refuse(&vim.SystemErrorFault{Reason: err.Error()}, "")}
+	}
+	return body
+}
+
+// nameCategories puts the category's name where the simulator gives its ID.
+func (s *sim) nameCategories(entries []vim.VslmTagEntry) error {
+	service, err := s.tagging()
+	if err != nil {
+		return err
+	}
+	defer service.leave()
+	names, err := service.categories()
+	for i := range entries {
+		entries[i].ParentCategoryName = names[entries[i].ParentCategoryName]
+	}
+	return err
 }
 
 // store is the other API, which VSLM's answers about tags come from.
@@ -86,31 +107,91 @@ func (m *vslmStore) VslmListVStorageObjectsAttachedToTag(ctx *simulator.Context,
 		Returnval: body.(*methods.ListVStorageObjectsAttachedToTagBody).Res.Returnval}}
 }
 
+// tagging is the REST service in which the simulator keeps categories and tags, asked in process:
+// clients' requests are counted, these are not.
+type tagging struct {
+	mux     http.Handler
+	session string
+}
+
+func (s *sim) tagging() (*tagging, error) {
+	t := &tagging{mux: s.service.ServeMux}
+	request := httptest.NewRequest(http.MethodPost, "/rest/com/vmware/cis/session", nil)
+	request.SetBasicAuth(s.user, s.password)
+	return t, t.do(request, &t.session)
+}
+
+// call sends a request and decodes the answer's value.
+func (t *tagging) call(method, path string, body, value any) error {
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	request := httptest.NewRequest(method, "/rest/com/vmware/cis/"+path, bytes.NewReader(encoded))
+	request.Header.Set("vmware-api-session-id", t.session)
+	return t.do(request, value)
+}
+
+func (t *tagging) do(request *http.Request, value any) error {
+	answer := httptest.NewRecorder()
+	t.mux.ServeHTTP(answer, request)
+	if answer.Code != http.StatusOK {
+		return fmt.Errorf("%s: %d %s", request.URL.Path, answer.Code, answer.Body)
+	}
+	return json.Unmarshal(answer.Body.Bytes(), &struct {
+		Value any `json:"value"`
+	}{value})
+}
+
+func (t *tagging) leave() { _ = t.call(http.MethodDelete, "session", nil, new(any)) }
+
+// categories are the names of all categories by ID.
+func (t *tagging) categories() (map[string]string, error) {
+	var known []string
+	names := map[string]string{}
+	if err := t.call(http.MethodGet, "tagging/category", nil, &known); err != nil {
+		return nil, err
+	}
+	for _, id := range known {
+		var category struct {
+			Name string `json:"name"`
+		}
+		if err := t.call(http.MethodGet, "tagging/category/id:"+id, nil, &category); err != nil {
+			return nil, err
+		}
+		names[id] = category.Name
+	}
+	return names, nil
+}
+
 // createTagVerb makes a tag, and its category if there is none, as an administrator would.
 func (s *sim) createTagVerb(p struct {
 	Category string `json:"category"`
 	Name     string `json:"name"`
 }) (any, error) {
-	ctx := context.Background()
-	address, err := url.Parse(s.ready.URL)
+	service, err := s.tagging()
 	if err != nil {
 		return nil, err
 	}
-	client, err := govmomi.NewClient(ctx, address, true)
+	defer service.leave()
+	names, err := service.categories()
 	if err != nil {
 		return nil, err
 	}
-	session := rest.NewClient(client.Client)
-	if err := session.Login(ctx, url.UserPassword(s.user, s.password)); err != nil {
-		return nil, err
+	category := ""
+	for id, name := range names {
+		if name == p.Category {
+			category = id
+		}
 	}
-	defer func() { _ = session.Logout(ctx) }()
-	manager := tags.NewManager(session)
-	category := p.Category
-	if known, err := manager.GetCategory(ctx, p.Category); err == nil {
-		category = known.ID
-	} else if category, err = manager.CreateCategory(ctx, &tags.Category{Name: p.Category, Cardinality: "MULTIPLE"}); err != nil {
-		return nil, err
+	type spec map[string]any
+	if category == "" {
+		given := spec{"create_spec": spec{"name": p.Category, "description": "", "cardinality": "MULTIPLE", "associable_types": []string{}}}
+		if err := service.call(http.MethodPost, "tagging/category", given, &category); err != nil {
+			return nil, err
+		}
 	}
-	return manager.CreateTag(ctx, &tags.Tag{Name: p.Name, CategoryID: category})
+	var made string
+	given := spec{"create_spec": spec{"name": p.Name, "description": "", "category_id": category}}
+	return made, service.call(http.MethodPost, "tagging/tag", given, &made)
 }
