@@ -303,7 +303,7 @@ func microseconds(ms float64) string { return strconv.FormatInt(int64(ms*1000), 
 func (v *vddk) close(q lines) lines {
 	if h := v.handles[q["id"]]; h != nil {
 		v.forget(q["id"])
-		q["vm"], q["fcd"], q["path"] = h.VM, h.FCD, h.Path
+		q["vm"], q["fcd"], q["snapshot"], q["path"] = h.VM, h.FCD, h.Snapshot, h.Path
 		v.report.Closed = append(v.report.Closed, q)
 	}
 	return lines{}
