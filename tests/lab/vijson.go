@@ -268,7 +268,7 @@ func checkMembers(path string, data []byte, t reflect.Type) error {
 	delete(members, "_typeName")
 	for i := range t.NumField() {
 		name, options, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		if name == "-" {
+		if name == "-" || t.Field(i).Anonymous { // embedded in data objects is what no JSON of theirs has
 			continue
 		}
 		given, ok := members[name]
