@@ -67,8 +67,8 @@ options:
     description:
       - With O(state=present), V(enabled) switches changed block tracking on before the snapshot is made, so that the
         snapshot has a change ID.
-      - On a disk that has snapshots tracking is not switched on, because its answers could miss changes; a warning says
-        so.
+      - Where there are snapshots already, tracking is not switched on, because its answers would miss changes; a
+        warning says so.
     type: str
     choices: [enabled, unchanged]
     default: unchanged
@@ -227,14 +227,18 @@ tracking:
   type: dict
   sample:
     enabled: true
-    changed: false
+    active: true
+    reason: null
   contains:
     enabled:
-      description: Whether it is switched on.
+      description: Whether it is switched on, or would be in check mode.
       type: bool
-    changed:
-      description: Whether this run has switched it on.
+    active:
+      description: Whether changes are tracked from the next snapshot on.
       type: bool
+    reason:
+      description: Why they are not; V(null) if they are.
+      type: str
 """
 
 import uuid
@@ -252,10 +256,15 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     endpoint,
     fcd_selection,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd_snapshots, stamps
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    fcd_snapshots,
+    fcd_tracking,
+    stamps,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd import TRACKING, Fcd, Snapshot
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_store import Store, open_store
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_tracking import Tracking
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
 
@@ -286,9 +295,9 @@ class _Task:
         """Find or create the snapshot."""
         description, given = self.params["description"] or "", self.params["stamp"]
         existing = _existing(self.before, self.params)
-        tracked, warnings = self._track()
+        tracking = self._track()
         if existing is not None:
-            return self._result(self.before, changed=tracked, tracked=tracked, snapshot=existing, warnings=warnings)
+            return self._result(self.before, snapshot=existing, tracking=tracking)
         stamp = _stamp(given) if given else None
         if self.check_mode:
             planned = {
@@ -297,13 +306,13 @@ class _Task:
                 "own": stamp is not None,
                 "stamp": stamp.as_dict() if stamp else None,
             }
-            result = self._result(self.before, changed=True, tracked=tracked, warnings=warnings)
+            result = self._result(self.before, changed=True, tracking=tracking)
             result["diff"]["after"]["snapshots"].append(_shown(planned))
             return {**result, "snapshot": planned}
         made = self.store.create_snapshot(self.disk, stamps.join(description, stamp), timeout=self.params["timeout"])
         after = self.store.snapshots(self.disk)
         snapshot = next(one for one in after if one.id == made)
-        return self._result(after, changed=True, tracked=tracked, snapshot=snapshot, warnings=warnings)
+        return self._result(after, changed=True, snapshot=snapshot, tracking=tracking)
 
     def absent(self) -> dict[str, Any]:
         """Delete what the options choose."""
@@ -329,40 +338,38 @@ class _Task:
         self.store.revert(self.disk, snapshot.id, timeout=self.params["timeout"])
         return self._result(self.store.snapshots(self.disk), changed=True, snapshot=snapshot)
 
-    def _track(self) -> tuple[bool, list[str]]:
-        """Switch tracking on if it is wished and possible; whether it was (or would be) switched on, and warnings."""
-        if self.params["tracking"] == "unchanged" or self.disk.tracked:
-            return False, []
-        if self.before:
-            return False, [
-                f"Changed block tracking of {self.disk.name} is off and stays so: "
-                "the disk has snapshots, beneath which changes could be missed."
-            ]
-        if not self.check_mode:
-            self.store.set_flags(self.disk, {TRACKING: True})
-        return True, []
+    def _track(self) -> Tracking:
+        """Switch tracking on if it is wished and possible; how it stands with it then, or would in check mode."""
+        now = Tracking(self.disk.tracked)
+        if now.enabled or self.params["tracking"] == "unchanged":
+            return now
+        found = fcd_tracking.inspect(self.store.c, self.store, self.disk)
+        if not found.can_start:
+            return found
+        return fcd_tracking.STARTED if self.check_mode else fcd_tracking.start(self.store, self.disk)
 
     def _result(
         self,
         after: Iterable[Snapshot],
         *,
-        changed: bool,
-        tracked: bool = False,
+        changed: bool = False,
         snapshot: Snapshot | None = None,
         removed: Iterable[Snapshot] = (),
-        warnings: Iterable[str] = (),
+        tracking: Tracking | None = None,
     ) -> dict[str, Any]:
         """The same keys in every case."""
+        tracking = tracking or Tracking(self.disk.tracked)
+        wanted = self.params["tracking"] == "enabled" and self.params["state"] == "present"
         before, later = ([_shown(one.as_dict()) for one in listed] for listed in (self.before, after))
         return {
-            "changed": changed,
+            "changed": changed or tracking.enabled != self.disk.tracked,
             "snapshot": None if snapshot is None else {**snapshot.as_dict(), **self._details(snapshot)},
             "removed": [one.as_dict() for one in removed],
-            "tracking": {"enabled": self.disk.tracked or tracked, "changed": tracked},
-            "warnings": list(warnings),
+            "tracking": tracking.as_dict(),
+            "warnings": [f"{self.disk.name}: {tracking.reason}."] if wanted and tracking.reason else [],
             "diff": {
                 "before": {"snapshots": before, TRACKING: self.disk.tracked},
-                "after": {"snapshots": later, TRACKING: self.disk.tracked or tracked},
+                "after": {"snapshots": later, TRACKING: tracking.enabled},
             },
         }
 
