@@ -100,7 +100,8 @@ def wait(c: Connection, task: Any, *, timeout: float) -> Any:
     while True:
         info = c.read(task.QueryInfo)
         if info.state == vslm.TaskInfo.State.success:
-            return info.result
+            # The result has a method of its own, and need not be in the state.
+            return c.read(task.QueryResult) if info.result is None else info.result
         if info.state == vslm.TaskInfo.State.error:
             raise _failure(task, info) from info.error
         left = deadline - time.monotonic()
