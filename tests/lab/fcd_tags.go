@@ -45,7 +45,7 @@ func (m *labStore) ListTagsAttachedToVStorageObject(ctx *simulator.Context, req 
 		return body
 	}
 	if err := m.s.nameCategories(body.Res.Returnval); err != nil {
-		return &methods.ListTagsAttachedToVStorageObjectBody{Fault_: refuse(&vim.SystemErrorFault{Reason: err.Error()}, "")}
+		return &methods.ListTagsAttachedToVStorageObjectBody{Fault_: refuse(&vim.SystemError{Reason: err.Error()}, "")}
 	}
 	return body
 }

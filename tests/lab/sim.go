@@ -196,7 +196,7 @@ func (w *watcher) guard(t *simulator.Task) {
 		defer func() {
 			if p := recover(); p != nil {
 				log.Printf("%s: %v\n%s", t.Info.DescriptionId, p, debug.Stack())
-				result, fault = nil, &types.SystemErrorFault{Reason: "the simulator failed"}
+				result, fault = nil, &types.SystemError{Reason: "the simulator failed"}
 			}
 		}()
 		if _, short, _ := strings.Cut(t.Info.DescriptionId, "."); ownTasks[short] == "" {

@@ -81,7 +81,7 @@ func (s *sim) attempt(ctx *simulator.Context, t *simulator.Task, j job, f work) 
 	defer func() {
 		if p := recover(); p != nil {
 			log.Printf("%s: %v\n%s", t.Info.DescriptionId, p, debug.Stack())
-			result, fault, message = nil, &types.SystemErrorFault{Reason: fmt.Sprint(p)}, fmt.Sprintf("the lab failed: %v", p)
+			result, fault, message = nil, &types.SystemError{Reason: fmt.Sprint(p)}, fmt.Sprintf("the lab failed: %v", p)
 		}
 	}()
 	if j.entity.Type == "VirtualMachine" {

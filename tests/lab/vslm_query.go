@@ -120,7 +120,7 @@ func (m *vslmStore) VslmListVStorageObjectForSpec(_ *simulator.Context, req *typ
 		for _, q := range req.Query {
 			matches, err := f.matches(q)
 			if err != nil {
-				body.Fault_ = refuse(&vim.SystemErrorFault{Reason: "Undeclared fault"}, err.Error())
+				body.Fault_ = refuse(&vim.SystemError{Reason: "Undeclared fault"}, err.Error())
 				return body
 			}
 			fits = fits && matches
