@@ -84,7 +84,7 @@ options:
   request_size:
     description:
       - Bytes per read or write request, a power of two from 65536 to 2097152.
-      - If it is not set, it is 1 MiB for whole disks. For areas it is the largest size with which less than a tenth
+      - If it is not set, it is 512 KiB for whole disks. For areas it is the largest size with which less than a tenth
         more is read than has changed.
     type: int
   request_depth:

@@ -27,6 +27,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas,
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 
 _QUEUE = 8 * areas.MIB  # bytes in flight per disk: bounds the memory of a copy, and more of them gain nothing
+_WHOLE_DISK = areas.MIB // 2  # bytes per request; larger ones leave the compression fewer to work on at a time
 _MOST_REQUESTS = 32  # the disk plugin has no more in flight either
 
 
@@ -171,7 +172,7 @@ def request_size(settings: Settings, work: Sequence[areas.Area] | None, over_rea
     """Bytes per request for this work: the user's choice, or the best that reads little in vain."""
     if settings.request_size:
         return settings.request_size
-    return areas.MIB if work is None else areas.request_size(work, over_read=over_read)
+    return _WHOLE_DISK if work is None else areas.request_size(work, over_read=over_read)
 
 
 def only(work: Sequence[areas.Area] | None, settings: Settings) -> list[tuple[str, str]]:

@@ -173,7 +173,7 @@ def test_nothing_else_is_made(site: Site, restored: Run):
 
 def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     """The next run finds the unfinished VM by its mark, and finishes it."""
-    site.lab.vddk(latency_ms=500, in_flight=1)
+    site.lab.vddk(latency_ms=250, in_flight=1)
     wanted = {"big": {"vm_restore_name": "again"}}
     killed = site.start(RESTORE, wanted)
     handle = wait_for(lambda: site.lab.vddk()["open"], 60)[0]

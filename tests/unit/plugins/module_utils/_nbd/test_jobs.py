@@ -90,6 +90,6 @@ def test_request_sizes_that_cannot_be(size):
 
 def test_request_size():
     scattered = [(number * 10 * MIB, 65536) for number in range(50)]
-    assert jobs.request_size(jobs.Settings("/"), None) == MIB
+    assert jobs.request_size(jobs.Settings("/"), None) == MIB // 2
     assert jobs.request_size(jobs.Settings("/"), scattered) == 65536
     assert jobs.request_size(jobs.Settings("/", request_size=2 * MIB), scattered) == 2 * MIB
