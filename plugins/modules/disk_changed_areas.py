@@ -89,8 +89,8 @@ extends_documentation_fragment:
 notes:
   - Needs the privilege C(VirtualMachine.Provisioning.DiskRandomRead) for the query, and for O(tracking=enabled)
     C(VirtualMachine.Config.ChangeTracking), C(VirtualMachine.State.CreateSnapshot) and
-    C(VirtualMachine.State.RemoveSnapshot). A first class disk needs C(Datastore.FileManagement) on its datastore for
-    O(tracking=enabled), and C(System.View) for the query.
+    C(VirtualMachine.State.RemoveSnapshot). For a first class disk C(Datastore.FileManagement) on its datastore is
+    needed instead.
 seealso:
   - module: holdfast.backup.vm_snapshot
   - module: holdfast.backup.vddk_copy

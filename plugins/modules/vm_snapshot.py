@@ -403,6 +403,9 @@ snapshot:
         reason:
           description: Why it is not protected, or what else there is to know about it.
           type: str
+        fcd_id:
+          description: The ID of a first class disk that is attached to the virtual machine; else V(null).
+          type: str
 removed:
   description: The snapshots that were removed, like RV(snapshot) without C(consistency) and C(disks).
   returned: success

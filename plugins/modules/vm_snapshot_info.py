@@ -216,6 +216,9 @@ snapshots:
         reason:
           description: Why it is not protected, or what else there is to know about it.
           type: str
+        fcd_id:
+          description: The ID of a first class disk that is attached to the virtual machine; else V(null).
+          type: str
 snapshots_tree:
   description: The same snapshots, each with its C(children).
   returned: success

@@ -35,6 +35,9 @@ def serve(kit: Kit, **changes: Any) -> Server:
     return Server(kit.root, {**document, **changes})
 
 
+FCD = {"vm": None, "fcd_id": "1ec1b4a8", "datastore": "datastore-12", "snapshot": "2fd2c5b9"}
+
+
 def is_copied(kit: Kit) -> bool:
     return filecmp.cmp(kit.disk, kit.root / "copy.raw", shallow=False)
 
@@ -59,6 +62,50 @@ def test_reads_are_identical(large, callbacks, size):
     assert (opened["transport"], opened["capacity"]) == ("nbdssl", large.capacity)
     assert (closed["bytes_read"] < large.capacity) == (size < PIECE * 2)  # smaller requests leave the holes out
     assert SECRET not in server.status_file.read_text()
+
+
+def test_a_first_class_disk_is_named_by_its_storage_object(kit):
+    server = serve(kit, **FCD)
+    assert server.copy().stderr == ""
+    assert is_copied(kit)
+    assert kit.violations() == []
+    opened = kit.records("open")[0]
+    assert (opened["fcd"], opened["datastore"], opened["fcd_snapshot"]) == ("1ec1b4a8", "datastore-12", "2fd2c5b9")
+    assert [opened.get(name, "") for name in ("vm", "snapshot", "path")] == ["", "", ""]
+
+
+def test_a_first_class_disk_is_written_itself(kit):
+    source = kit.root / "source.raw"
+    make_disk(source, kit.capacity)
+    kit.disk.write_bytes(bytes([7]) * kit.capacity)
+    server = serve(kit, **{**FCD, "read_only": False, "snapshot": None})
+    done = run(["nbdcopy", "--flush", "--", str(source), "[", *server.command(), "]"])
+    assert done.stderr == ""
+    assert filecmp.cmp(source, kit.disk, shallow=False)
+    assert kit.violations() == []
+    assert kit.records("open")[0].get("fcd_snapshot", "") == ""
+
+
+def test_a_library_without_storage_objects_says_so_before_it_connects(kit):
+    kit.take("6.5")
+    server = serve(kit, **FCD)
+    assert server.copy().returncode != 0
+    error = server.error()
+    assert (error["stage"], error["hint"]) == ("load", "Use VDDK 6.7 or later on the proxy.")
+    assert "cannot open first class disks" in error["message"]
+    assert kit.records("open") == []
+
+
+def test_calls_about_a_first_class_disk(kit):
+    server = serve(kit, **FCD)
+    for verb in ("prepare", "end", "cleanup"):
+        assert server.call(verb).stderr == ""
+    assert [kit.records(verb)[0].get("fcd") for verb in ("prepare", "end", "cleanup")] == ["1ec1b4a8", "1ec1b4a8", None]
+    assert kit.violations() == []
+    kit.behave("fault=prepare 0 1 6 1")
+    assert (
+        "Forbidding Storage vMotion of the first class disk 1ec1b4a8 in datastore-12" in server.call("prepare").stderr
+    )
 
 
 @pytest.mark.parametrize("variant", ["no-blocks", "6.5"])
