@@ -40,7 +40,7 @@ options:
     description:
       - Whether everything that is known of a disk is asked for, which costs one or two requests for each disk found.
       - Without it, a vCenter with the storage lifecycle service answers for a hundred disks at once, and
-        C(provisioning), C(consumers), C(attached_to), C(control_flags), C(tags) and C(storage_policy) are V(null).
+        C(provisioning), C(consumers), C(attached_to), C(control_flags), C(tags) and C(storage_policy) are V(null) then.
     type: bool
     default: true
   snapshots:

@@ -133,12 +133,12 @@ def from_object(found: Any, datastore: Datastore) -> Fcd:
     )
 
 
-def from_result(found: Any, datastore: Datastore | None) -> Fcd:
-    """A disk from a ``vslm.vso.VStorageObjectResult``, which tells less; the datastore may be unknown to the user."""
+def from_result(found: Any, datastore: Datastore) -> Fcd:
+    """A disk from a ``vslm.vso.VStorageObjectResult``, which tells less."""
     return Fcd(
         id=found.id.id,
         name=found.name or "",
-        datastore=datastore or Datastore("", ""),
+        datastore=datastore,
         capacity=found.capacityInMB * MEBIBYTE,
         path=found.diskPath or None,
         backing_object_id=found.backingObjectId.id if found.backingObjectId else None,

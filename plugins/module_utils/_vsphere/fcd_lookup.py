@@ -63,12 +63,17 @@ class CatalogLookup:
         return self._disks(self._catalog.results(disks), place, details)
 
     def _disks(self, results: Iterable[Any], place: Datastore | None, details: bool) -> list[Fcd]:
-        if details:
-            objects = [self._catalog.retrieve(result.id.id) for result in results]
-            disks = [located(found, self._datastores) for found in objects if found is not None]  # None: just deleted
-        else:
-            disks = [fcd.from_result(result, self._datastores.by_url(result.datastoreUrl)) for result in results]
-        return [disk for disk in disks if place in (None, disk.datastore)]
+        found = [self._detailed(result) if details else self._plain(result) for result in results]
+        return [disk for disk in found if disk is not None and place in (None, disk.datastore)]
+
+    def _detailed(self, result: Any) -> Fcd | None:
+        found = self._catalog.retrieve(result.id.id)
+        return None if found is None else located(found, self._datastores)  # None: just deleted
+
+    def _plain(self, result: Any) -> Fcd | None:
+        place = self._datastores.by_url(result.datastoreUrl)
+        # A disk on a datastore that its URL does not lead to must not be left out.
+        return self._detailed(result) if place is None else fcd.from_result(result, place)
 
 
 class DatastoreLookup:

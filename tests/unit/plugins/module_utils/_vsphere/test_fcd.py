@@ -78,9 +78,9 @@ def test_a_raw_device_has_no_provisioning():
 
 def test_a_disk_from_a_list_does_not_claim_what_it_does_not_know():
     found = fcd.from_result(
-        vslm.vso.VStorageObjectResult(id=vim.vslm.ID(id="i"), name="n", capacityInMB=3, createTime=MADE), None
+        vslm.vso.VStorageObjectResult(id=vim.vslm.ID(id="i"), name="n", capacityInMB=3, createTime=MADE), PLACE
     )
-    assert (found.capacity, found.datastore.moid, found.path) == (3 << 20, "", None)
+    assert (found.capacity, found.datastore, found.path) == (3 << 20, PLACE, None)
     record = found.as_dict()
     assert [key for key in ("provisioning", "consumers", "control_flags", "tags") if record[key] is not None] == []
     assert not found.tracked
