@@ -245,7 +245,7 @@ def test_tags_are_on_disks(lab: Lab, api: Api, disk: str) -> None:
 
 
 def test_storage_policies_stay_with_disks(lab: Lab, api: Api) -> None:
-    manager = pbm.ServiceInstance("ServiceInstance", api.service("/pbm", "pbm.version.version11"))
+    manager = pbm.ServiceInstance("ServiceInstance", api.service("/pbm/sdk", "pbm.version.version11"))
     profiles = manager.RetrieveContent().profileManager
     known = profiles.QueryProfile(pbm.profile.ResourceType(resourceType="STORAGE"))
     first, second = (each.uniqueId for each in known[:2])

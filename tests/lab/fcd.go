@@ -178,27 +178,36 @@ func (d *disks) describe(n *node) error {
 	return os.WriteFile(d.descriptor(n), []byte(text), 0o600)
 }
 
-// copyFCD makes a first class disk with the bytes that a file of another one holds.
-func (s *sim) copyFCD(name string, backing types.BaseVslmCreateSpecBackingSpec, from *disk, file string) (*fcd, types.BaseMethodFault) {
-	source := from.node(file)
-	if source == nil {
-		return nil, &types.FileFault{File: file}
+// copyFCD makes a first class disk with the bytes of another one, or of one of its snapshots. What
+// completes it before it enters the catalog is left to the caller.
+func (s *sim) copyFCD(name string, backing types.BaseVslmCreateSpecBackingSpec, from *fcd, snapshot *types.ID, complete func(*fcd) types.BaseMethodFault) (made *fcd, fault types.BaseMethodFault) {
+	missing := from.in(snapshot, func(file, _ string) {
+		source := from.disk.node(file)
+		if made, fault = s.makeFCD(name, backing, source.capacity); fault != nil {
+			return
+		}
+		from.disk.mu.Lock()
+		defer from.disk.mu.Unlock()
+		if err := sparseCopy(source.flat, made.disk.nodes[made.file].flat); err != nil {
+			fault = &types.FileFault{File: file}
+		} else {
+			fault = complete(made)
+		}
+		if fault != nil {
+			s.disks.removeAll(made.disk)
+		}
+	})
+	if missing != nil {
+		return nil, missing
 	}
-	f, fault := s.makeFCD(name, backing, source.capacity)
-	if fault != nil {
-		return nil, fault
+	if fault == nil {
+		s.enter(made)
 	}
-	from.mu.Lock()
-	defer from.mu.Unlock()
-	if err := sparseCopy(source.flat, f.disk.nodes[f.file].flat); err != nil {
-		s.disks.removeAll(f.disk)
-		return nil, &types.FileFault{File: file}
-	}
-	return f, nil
+	return made, fault
 }
 
 // object is what the API tells of a first class disk.
-func (f *fcd) object(k *knobs, consumer string) types.VStorageObject {
+func (f *fcd) object(consumer string) types.VStorageObject {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out types.VStorageObject
@@ -218,19 +227,25 @@ func (f *fcd) object(k *knobs, consumer string) types.VStorageObject {
 	return out
 }
 
-// tell is object with the VM looked up.
-func (s *sim) tell(f *fcd) types.VStorageObject { return f.object(s.knobs(), s.consumer(f)) }
+// tell is object with the VM that has it.
+func (s *sim) tell(f *fcd) types.VStorageObject {
+	vm, _ := s.consumer(f)
+	return f.object(vm)
+}
 
-// consumer is the ID under which the VM that a first class disk is attached to is known, or "".
-func (s *sim) consumer(f *fcd) string {
+// consumer is the ID under which the VM that a first class disk is attached to is known, or "", and
+// the key of its device.
+func (s *sim) consumer(f *fcd) (string, int32) {
 	vm := s.vmOf(f)
 	if vm == nil {
-		return ""
+		return "", 0
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if s.knobs().ConsumerID == "uuid" {
-		return vm.Config.Uuid
+		return vm.Config.Uuid, f.key
 	}
-	return vm.Config.InstanceUuid
+	return vm.Config.InstanceUuid, f.key
 }
 
 // vmOf is the VM that a first class disk is attached to, or nil.

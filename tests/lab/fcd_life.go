@@ -55,10 +55,7 @@ func (s *sim) extendFCD(ctx *simulator.Context, f *fcd, megabytes int64) types.B
 
 // deleteFCD deletes a first class disk with its snapshots, if nobody uses it.
 func (s *sim) deleteFCD(f *fcd) types.BaseMethodFault {
-	f.mu.Lock()
-	inUse := f.vm != nil || len(f.consumers) > 0
-	f.mu.Unlock()
-	if inUse {
+	if s.vmOf(f) != nil || len(f.consumers) > 0 {
 		return &types.InvalidState{}
 	}
 	s.leave(f)

@@ -23,6 +23,23 @@ func (f *fcd) snapshot(id types.ID) (*fcdSnapshot, types.BaseMethodFault) {
 	return f.snapshots[i], nil
 }
 
+// in runs use with the file of one of a first class disk's snapshots and its change ID, or with the
+// file of now for nil. The file stays in its place meanwhile.
+func (f *fcd) in(snapshot *types.ID, use func(file, changeID string)) types.BaseMethodFault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if snapshot == nil {
+		use(f.file, present)
+		return nil
+	}
+	i := slices.IndexFunc(f.snapshots, func(n *fcdSnapshot) bool { return n.id == *snapshot })
+	if i < 0 {
+		return &types.NotFound{}
+	}
+	use(f.snapshots[i].file, f.snapshots[i].changeID)
+	return nil
+}
+
 // snapshotFCD freezes a first class disk: its user goes on in a redo file.
 func (s *sim) snapshotFCD(ctx *simulator.Context, f *fcd, description string) (made *fcdSnapshot, fault types.BaseMethodFault) {
 	fault = s.used(ctx, f, func(vm *simulator.VirtualMachine) types.BaseMethodFault {
@@ -114,17 +131,20 @@ func (s *sim) revertFCD(ctx *simulator.Context, f *fcd, id types.ID) types.BaseM
 
 // changesFCD lists what changed on a first class disk between a change ID and a snapshot.
 func (s *sim) changesFCD(f *fcd, snapshot types.ID, start int64, from string) (none types.DiskChangeInfo, _ types.BaseMethodFault, _ string) {
-	at, fault := f.snapshot(snapshot)
+	var answer types.DiskChangeInfo
+	var problem types.BaseMethodFault
+	var message string
+	fault := f.in(&snapshot, func(file, to string) {
+		if to == "" && !f.tracked {
+			problem, message = &types.InvalidState{}, "Change tracking is not enabled for this disk."
+			return
+		}
+		answer, problem, message = s.changes(f.disk, file, from, to, start)
+	})
 	if fault != nil {
 		return none, fault, "The object or item referred to could not be found."
 	}
-	f.mu.Lock()
-	file, to, tracked := at.file, at.changeID, f.tracked
-	f.mu.Unlock()
-	if to == "" && !tracked {
-		return none, &types.InvalidState{}, "Change tracking is not enabled for this disk."
-	}
-	return s.changes(f.disk, file, from, to, start)
+	return answer, problem, message
 }
 
 // held are the files that a first class disk and its snapshots need.
@@ -138,10 +158,8 @@ func (f *fcd) held() (out []string) {
 	return out
 }
 
-// moved follows files that were folded.
+// moved follows files that were folded; the caller holds the lock.
 func (f *fcd) moved(renamed map[string]string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	follow := func(file *string) {
 		if now, ok := renamed[*file]; ok {
 			*file = now

@@ -78,16 +78,16 @@ func (s *sim) createFCDVerb(p struct {
 
 // fcdRecord tells a client of the control interface about a first class disk.
 func (s *sim) fcdRecord(f *fcd) map[string]any {
+	metadata, vm := map[string]string{}, ""
+	if user := s.vmOf(f); user != nil {
+		vm = user.Self.Value
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.disk.mu.Lock()
 	defer f.disk.mu.Unlock()
-	metadata, vm := map[string]string{}, ""
 	for _, entry := range f.metadata {
 		metadata[entry.Key] = entry.Value
-	}
-	if f.vm != nil {
-		vm = f.vm.Value
 	}
 	datastore, _ := s.datastore(f.datastore)
 	return map[string]any{
@@ -182,16 +182,13 @@ func (s *sim) fcdTarget(p diskParams, f func(target, diskParams) (any, error)) (
 	}
 	ctx := s.context()
 	_ = s.used(ctx, disk, func(vm *simulator.VirtualMachine) types.BaseMethodFault {
-		file := disk.held()[0]
-		if p.Snapshot != "" {
-			at, fault := disk.snapshot(types.ID{Id: p.Snapshot})
-			if fault != nil {
-				err = fmt.Errorf("%s has no snapshot %q", p.FCD, p.Snapshot)
-				return nil
-			}
-			file = at.file
+		t := target{ctx: ctx, vm: vm, key: disk.key, owner: disk.disk}
+		missing := disk.in(snapshotID(p.Snapshot), func(file, _ string) { t.node = disk.disk.node(file) })
+		if missing != nil {
+			err = fmt.Errorf("%s has no snapshot %q", p.FCD, p.Snapshot)
+			return nil
 		}
-		answer, err = f(target{ctx: ctx, vm: vm, key: disk.key, owner: disk.disk, node: disk.disk.node(file)}, p)
+		answer, err = f(t, p)
 		return nil
 	})
 	return answer, err

@@ -171,8 +171,8 @@ func (m *labStore) RetrieveVStorageObjectAssociations(_ *simulator.Context, req 
 		answer := types.VStorageObjectAssociations{Id: asked.Id}
 		if f, fault := m.s.findFCD(asked.Id, &asked.Datastore); fault != nil {
 			answer.Fault = &types.LocalizedMethodFault{Fault: fault, LocalizedMessage: faultName(fault)}
-		} else if vm := m.s.consumer(f); vm != "" {
-			answer.VmDiskAssociations = []types.VStorageObjectAssociationsVmDiskAssociations{{VmId: vm, DiskKey: f.key}}
+		} else if vm, key := m.s.consumer(f); vm != "" {
+			answer.VmDiskAssociations = []types.VStorageObjectAssociationsVmDiskAssociations{{VmId: vm, DiskKey: key}}
 		}
 		res.Returnval = append(res.Returnval, answer)
 	}
@@ -239,17 +239,10 @@ func (m *labStore) CloneVStorageObjectTask(ctx *simulator.Context, req *types.Cl
 
 func (s *sim) cloneWork(spec types.VslmCloneSpec) diskWork {
 	return func(_ *simulator.Context, f *fcd) (types.AnyType, types.BaseMethodFault) {
-		made, fault := s.copyFCD(spec.Name, spec.BackingSpec, f.disk, f.held()[0])
-		if fault != nil {
-			return nil, fault
-		}
-		made.keep = spec.KeepAfterDeleteVm != nil && *spec.KeepAfterDeleteVm
-		made.metadata = merged(nil, spec.Metadata, nil)
-		if fault := s.setPolicy(made, spec.Profile); fault != nil {
-			s.disks.removeAll(made.disk)
-			return nil, fault
-		}
-		s.enter(made)
-		return s.tell(made), nil
+		return s.told(s.copyFCD(spec.Name, spec.BackingSpec, f, nil, func(made *fcd) types.BaseMethodFault {
+			made.keep = spec.KeepAfterDeleteVm != nil && *spec.KeepAfterDeleteVm
+			made.metadata = merged(nil, spec.Metadata, nil)
+			return s.setPolicy(made, spec.Profile)
+		}))
 	}
 }

@@ -55,22 +55,9 @@ func (m *labStore) CreateDiskFromSnapshotTask(ctx *simulator.Context, req *types
 
 func (s *sim) fromSnapshotWork(snapshot types.ID, name, place string, profile []types.BaseVirtualMachineProfileSpec) diskWork {
 	return func(_ *simulator.Context, f *fcd) (types.AnyType, types.BaseMethodFault) {
-		at, fault := f.snapshot(snapshot)
-		if fault != nil {
-			return nil, fault
-		}
 		backing := &types.VslmCreateSpecDiskFileBackingSpec{ProvisioningType: f.provisioning}
 		backing.Datastore, backing.Path = f.datastore, place
-		made, fault := s.copyFCD(name, backing, f.disk, at.file)
-		if fault != nil {
-			return nil, fault
-		}
-		if fault := s.setPolicy(made, profile); fault != nil {
-			s.disks.removeAll(made.disk)
-			return nil, fault
-		}
-		s.enter(made)
-		return s.tell(made), nil
+		return s.told(s.copyFCD(name, backing, f, &snapshot, func(made *fcd) types.BaseMethodFault { return s.setPolicy(made, profile) }))
 	}
 }
 
@@ -111,13 +98,8 @@ func (m *labStore) RetrieveSnapshotDetails(_ *simulator.Context, req *types.Retr
 }
 
 func (f *fcd) details(snapshot types.ID) (out types.VStorageObjectSnapshotDetails, _ types.BaseMethodFault) {
-	n, fault := f.snapshot(snapshot)
-	if fault != nil {
-		return out, fault
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return types.VStorageObjectSnapshotDetails{Path: n.file, ChangedBlockTrackingId: n.changeID}, nil
+	fault := f.in(&snapshot, func(file, changeID string) { out.Path, out.ChangedBlockTrackingId = file, changeID })
+	return out, fault
 }
 
 func (m *labStore) VstorageObjectVCenterQueryChangedDiskAreas(_ *simulator.Context, req *types.VstorageObjectVCenterQueryChangedDiskAreas) soap.HasFault {

@@ -153,12 +153,7 @@ func (s *sim) leftovers(ctx *simulator.Context, vm *simulator.VirtualMachine, ow
 // collapse folds the files of a disk that nobody holds and tells their users of the new paths.
 func (s *sim) collapse(ctx *simulator.Context, vm *simulator.VirtualMachine, owner *disk) error {
 	held := s.held(ctx, vm, owner)
-	owner.mu.Lock()
-	renamed, err := s.disks.collapse(owner, held)
-	owner.mu.Unlock()
-	if f := owner.fcd.Load(); f != nil {
-		f.moved(renamed)
-	}
+	renamed, err := s.foldFiles(owner, held)
 	if vm == nil {
 		return err
 	}
@@ -181,6 +176,22 @@ func (s *sim) collapse(ctx *simulator.Context, vm *simulator.VirtualMachine, own
 		s.update(ctx, snapshot, map[string]any{"config.hardware.device": relink(snapshot.Config.Hardware.Device)})
 	}
 	return err
+}
+
+// foldFiles folds the files of a disk, and tells the first class disk that it may be.
+func (s *sim) foldFiles(owner *disk, held map[string]bool) (map[string]string, error) {
+	if f := owner.fcd.Load(); f != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		owner.mu.Lock()
+		defer owner.mu.Unlock()
+		renamed, err := s.disks.collapse(owner, held)
+		f.moved(renamed)
+		return renamed, err
+	}
+	owner.mu.Lock()
+	defer owner.mu.Unlock()
+	return s.disks.collapse(owner, held)
 }
 
 // RenameSnapshot changes name and description, each if given.

@@ -32,7 +32,7 @@ var soapID = regexp.MustCompile(`<(?:\w+:)?(?:id|diskId)\b[^>]*>\s*<(?:\w+:)?id\
 
 // isSOAP tells whether a path is that of a SOAP endpoint: VIM, VSLM or PBM.
 func isSOAP(path string) bool {
-	return path == "/sdk" || strings.HasPrefix(path, "/sdk/vimService") || path == vslm.Path || path == pbm.Path
+	return path == "/sdk" || strings.HasPrefix(path, "/sdk/vimService") || path == vslm.Path || path == pbm.Path || path == pbmSDK
 }
 
 // front is the first handler of every request to the vCenter: it counts, injects faults and

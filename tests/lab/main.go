@@ -110,8 +110,9 @@ func start(o options) (*lab, error) {
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
 	service.RegisterSDK(s.vslmRegistry())
+	service.RegisterSDK(s.pbm, pbmSDK)
 	server := service.NewServer()
-	service.RegisterSDK(s.pbm) // in the place of the simulator's own
+	s.pbm.Put(s.policies) // the simulator put its own into our registry
 	// The server runs, but nobody knows of it yet.
 	server.Config.Handler = s.front(server.Config.Handler)
 	states := server.Config.ConnState

@@ -63,6 +63,14 @@ func (s *sim) openDisk(o opening) (found opened, failure *vixError) {
 	return found, failure
 }
 
+// snapshotID is an ID that may be left out.
+func snapshotID(id string) *types.ID {
+	if id == "" {
+		return nil
+	}
+	return &types.ID{Id: id}
+}
+
 // openFCD is openDisk of a first class disk.
 func (s *sim) openFCD(ctx *simulator.Context, o opening) (found opened, failure *vixError) {
 	f, fault := s.findFCD(types.ID{Id: o.FCD}, &types.ManagedObjectReference{Type: "Datastore", Value: o.Datastore})
@@ -70,23 +78,20 @@ func (s *sim) openFCD(ctx *simulator.Context, o opening) (found opened, failure 
 		return opened{}, &vixError{vixFileNotFound, fmt.Sprintf("no first class disk %s on %s", o.FCD, o.Datastore)}
 	}
 	_ = s.used(ctx, f, func(vm *simulator.VirtualMachine) types.BaseMethodFault {
-		file := f.held()[0]
-		if o.Snapshot != "" {
-			at, fault := f.snapshot(types.ID{Id: o.Snapshot})
-			if fault != nil {
-				failure = &vixError{vixSnapshotNotFound, fmt.Sprintf("%s has no snapshot %s", o.FCD, o.Snapshot)}
-				return nil
-			}
-			if o.Write {
-				failure = &vixError{vixFileReadOnly, "snapshots are read only"}
-				return nil
-			}
-			file = at.file
-		} else if vm != nil && vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+		if o.Snapshot == "" && vm != nil && vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
 			failure = &vixError{vixFileLocked, o.FCD + " is in use by a running virtual machine"}
 			return nil
 		}
-		found, failure = f.disk.openNode(file, o.Write)
+		missing := f.in(snapshotID(o.Snapshot), func(file, _ string) {
+			if o.Snapshot != "" && o.Write {
+				failure = &vixError{vixFileReadOnly, "snapshots are read only"}
+			} else {
+				found, failure = f.disk.openNode(file, o.Write)
+			}
+		})
+		if missing != nil {
+			failure = &vixError{vixSnapshotNotFound, fmt.Sprintf("%s has no snapshot %s", o.FCD, o.Snapshot)}
+		}
 		return nil
 	})
 	return found, failure

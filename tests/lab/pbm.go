@@ -12,6 +12,9 @@ import (
 	vim "github.com/vmware/govmomi/vim25/types"
 )
 
+// pbmSDK is the other path of the service.
+const pbmSDK = "/pbm/sdk"
+
 // policies are the storage policies: the simulator's, with the first class disks that have them.
 type policies struct {
 	*pbm.ProfileManager

@@ -65,6 +65,9 @@ func (s *sim) changes(owner *disk, file, from, to string, start int64) (types.Di
 	owner.mu.Lock()
 	defer owner.mu.Unlock()
 	n := owner.nodes[file]
+	if n == nil { // folded away since the caller looked
+		return fileFault(file)
+	}
 	if start < 0 || start >= n.capacity {
 		return invalidArgument("startOffset")
 	}

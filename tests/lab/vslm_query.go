@@ -177,8 +177,8 @@ func (m *vslmStore) VslmRetrieveVStorageObjectAssociations(_ *simulator.Context,
 		answer := types.VslmVsoVStorageObjectAssociations{Id: id}
 		if f, fault := m.find(id); fault != nil {
 			answer.Fault = localized(fault)
-		} else if vm := m.s.consumer(f); vm != "" {
-			answer.VmDiskAssociation = []types.VslmVsoVStorageObjectAssociationsVmDiskAssociation{{VmId: vm, DiskKey: f.key}}
+		} else if vm, key := m.s.consumer(f); vm != "" {
+			answer.VmDiskAssociation = []types.VslmVsoVStorageObjectAssociationsVmDiskAssociation{{VmId: vm, DiskKey: key}}
 		}
 		res.Returnval = append(res.Returnval, answer)
 	}
