@@ -341,6 +341,17 @@ def test_a_deleted_vm_takes_the_disk_unless_it_is_kept(lab: Lab, si: Any, api: A
             api("RetrieveVStorageObject", made)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_removed_device_deletes_the_disk_unless_it_is_kept(lab: Lab, si: Any, keep: bool) -> None:
+    made = lab.create_fcd("removed", SIZE, keep=keep)["id"]
+    vm = guest(lab, si, power="poweredOn")
+    shown = lab.attach_fcd(made, vm._moId)
+    file = lab.fcd_file(made)
+    lab.remove_disk(vm._moId, shown["key"])
+    assert [each["id"] for each in lab.fcds()].count(made) == keep
+    assert file.exists() == keep
+
+
 def test_the_vm_of_a_disk_is_found(lab: Lab, si: Any, api: Api, disk: str) -> None:
     vm = guest(lab, si)
     lab.attach_fcd(disk, vm._moId)
@@ -655,3 +666,9 @@ def test_an_attached_disk_is_locked_by_a_running_vm(lab: Lab, si: Any, library: 
     assert library.open(disk)[0] == locked
     assert library.open(disk, read_only=False)[0] == locked
     assert library.open(disk, snapshot)[0] == 0
+
+
+def test_a_library_from_before_such_specifications_refuses(lab: Lab, library: Library, disk: str) -> None:
+    lab.vddk(variant="6.5")
+    assert library.open(disk)[0] == 3
+    assert lab.vddk()["opens"] == 0
