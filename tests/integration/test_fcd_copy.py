@@ -415,6 +415,18 @@ def test_restore_onto_a_disk_in_use_is_refused(volume):
     volume.restore(disk)
 
 
+def test_restore_below_snapshots_of_its_vm_is_refused(volume):
+    disk = volume.backup("0")
+    vm = attach(volume, "poweredOff")
+    args = {**volume.lab.module_args(), "moid": vm, "snapshot_name": "s", "stamp": {"job": "a"}}
+    volume.run_module("vm_snapshot", args)
+    failed = volume.restore(disk, fail=True)
+    assert failed["msg"].startswith(
+        f"{volume.name} ({volume.id}) is attached to {volume.name}-vm, which has snapshots."
+    )
+    assert failed["error_type"] == "NotSupported"
+
+
 def test_a_consumer_that_nobody_knows_is_taken_for_one_in_use(lab, run_module, tmp_path, volume):
     disk = volume.backup("0")
     unknown = "8f0c0f5e-5d0e-4d8b-9a3e-0a4a0e6b7f10"
@@ -488,6 +500,28 @@ def test_check_mode(volume):
     assert set(volume.copy(snapshot=snapshot)["disks"][0]) == set(planned["disks"][0])
 
 
+def test_requests(volume, make):
+    """However many disks and datastores there are; logging in and out are three of them."""
+
+    def cost(**options: Any) -> int:
+        volume.lab.requests(reset=True)
+        volume.look(**options)
+        return volume.lab.requests()["total"]
+
+    place = {"fcd_datastore": volume.record["datastore"]}
+    disk = volume.backup("0")
+    snapshot = volume.snapshot()
+    asked = {"snapshot": snapshot, "since": [earlier(disk)]}
+    ways = [{**place, **WAYS[way]} for way in WAYS] + [{}]
+    before = [cost(**asked, **way) for way in ways]
+    for number in range(3):
+        make(f"-{number}")
+    assert [cost(**asked, **way) for way in ways] == before
+    assert max(before) <= 12
+    assert cost(tracking="enabled", **place) <= 8
+    assert volume.lab.sessions() == []
+
+
 # restore points
 
 
@@ -522,3 +556,57 @@ def test_restore_points_of_a_first_class_disk(volume, run_module, tmp_path):
         disk = one["disks"][0]
         volume.restore({"image": disk["path"], "capacity": disk["capacity"]}, verify=True)
         assert volume.content() == content
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_life(make, seed):
+    """Whatever happens to a disk between its backups: each can be restored to exactly what the disk held then."""
+    chance = random.Random(seed)
+    volume = make(tracking=chance.random() < 0.8)
+    lab, vm = volume.lab, None
+    made: list[tuple[dict[str, Any], bytes]] = []
+    foreign: dict[str, bytes] = {}
+
+    def backup() -> None:
+        volume.look(tracking="enabled")
+        disk = volume.backup(str(len(made)), made[-1][0] if made else None, **WAYS[chance.choice(list(WAYS))])
+        made.append((disk, volume.content()))
+
+    def restore() -> None:
+        disk, content = chance.choice(made)
+        if vm is not None and lab.fcd(volume.id)["vm"]:
+            lab.power(vm, "poweredOff")
+        volume.restore(disk)
+        assert volume.content() == content
+        volume.lab.fcd_reset_tracking(volume.id)  # as the role does by the control flag
+
+    def move() -> None:
+        nonlocal vm
+        if lab.fcd(volume.id)["vm"]:
+            lab.detach_fcd(volume.id)
+        elif vm is None:
+            vm = attach(volume)
+        else:
+            lab.attach_fcd(volume.id, vm)
+
+    def snapshot_of_others() -> None:
+        if foreign and chance.random() < 0.5:
+            gone = chance.choice(list(foreign))
+            lab.fcd_delete_snapshot(volume.id, gone)
+            del foreign[gone]
+        else:
+            one = volume.snapshot("of others")
+            foreign[one] = volume.content(one)
+
+    steps = [lambda: volume.scribble(chance.randrange(1 << 30)), backup, restore, move, snapshot_of_others]
+    backup()
+    for _step in range(14):
+        chance.choices(steps, [4, 4, 1, 1, 1])[0]()
+        assert {one: volume.content(one) for one in foreign} == foreign
+    if vm is not None:
+        lab.power(vm, "poweredOff")
+    for disk, content in made:
+        volume.restore(disk)
+        assert volume.content() == content
+    assert {one["id"] for one in lab.fcd_snapshots(volume.id)} == set(foreign)
+    assert lab.vddk()["violations"] == []

@@ -239,6 +239,11 @@ class FcdOwner(Owner):
                 f"{self.name} ({self.uuid}) is attached to {who.name}, which is not powered off.",
                 "Detach it or power the virtual machine off, or restore to a new disk.",
             )
+        if who and who.has_snapshots:
+            raise NotSupported(
+                f"{self.name} ({self.uuid}) is attached to {who.name}, which has snapshots.",
+                "Remove them, or restore to a new disk.",
+            )
         return [self._disk()]
 
     def reverted(self, since: datetime) -> datetime | None:
