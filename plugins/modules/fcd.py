@@ -133,7 +133,8 @@ options:
     description:
       - Names a restore that makes a disk anew. With O(state=present), the disk is created with a mark of this name in
         its metadata, or the one with O(name) and this mark is taken up again; any other disk of that name is refused.
-      - With O(state=absent), only the disk with this mark is deleted.
+      - With any other O(state), a disk without this mark is refused. For O(state=finished) a disk without any mark will
+        do, because its restore is finished already.
     type: str
   delete_snapshots:
     description:
@@ -402,7 +403,9 @@ class _Task:
         else:
             found = self.store.select(name=given["name"], datastore=given["datastore"])
         marked = [disk for disk in found if (disk.metadata or {}).get(MARK) == restore]
-        if not marked and found and self.params["state"] in ("present", "absent"):
+        # One without any mark may be a disk of this restore that is finished, which needs no more than that.
+        finished = self.params["state"] == "finished" and all(MARK not in (disk.metadata or {}) for disk in found)
+        if found and not (marked or finished):
             raise NotSupported(
                 f"The first class disk {found[0].name} ({found[0].id}) was not made by the restore {restore}.",
                 "Choose another name; a disk that a restore has not made is never taken for its own.",

@@ -298,9 +298,11 @@ def test_a_restore_takes_up_its_own_disk_only(disks):
     refused = disks.run(**{**given, "restore_id": "r8"}, fail=True)
     assert "Choose another name" in refused["msg"]
     assert disks.run(name="d", state="absent", restore_id="r8", fail=True)["error_type"] == "NotSupported"
-    finished = disks.run(id=made["fcd"]["id"], state="finished", metadata={"a": "1"})
+    refused = disks.run(id=made["fcd"]["id"], state="finished", restore_id="r8", fail=True)
+    assert refused["error_type"] == "NotSupported"
+    finished = disks.run(id=made["fcd"]["id"], state="finished", restore_id="r7", metadata={"a": "1"})
     assert finished["fcd"]["metadata"] == {"a": "1"}
-    assert disks.run(id=made["fcd"]["id"], state="finished")["changed"] is False
+    assert disks.run(id=made["fcd"]["id"], state="finished", restore_id="r7")["changed"] is False
     assert disks.run(**given, fail=True)["error_type"] == "NotSupported"
     assert disks.run(name="d", state="absent", restore_id="r7", fail=True)["error_type"] == "NotSupported"
     assert len(disks.named("d")) == 1
