@@ -30,9 +30,9 @@ type volume struct {
 
 const volumeSize = mebibyte
 
-func newVolume(t *testing.T) *volume {
+func newVolume(t *testing.T, trackedVM bool) *volume {
 	s := newTestSim(t)
-	vm, err := s.makeVM(vmSpec{Name: "w", Tracking: true, Disks: []diskSpec{{Size: block}}})
+	vm, err := s.makeVM(vmSpec{Name: "w", Tracking: trackedVM, Disks: []diskSpec{{Size: block}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +130,13 @@ func (v *volume) verify() {
 		if d == nil || b.file.FileName != v.f.file || d.VDiskId == nil || *d.VDiskId != v.f.id {
 			v.t.Fatal("the VM and the first class disk disagree")
 		}
+		flat, parents := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo), v.f.disk.node(v.f.file).parents()
+		for ; flat.Parent != nil && len(parents) > 0 && flat.Parent.FileName == parents[0]; flat = flat.Parent {
+			parents = parents[1:]
+		}
+		if flat.Parent != nil || len(parents) > 0 {
+			v.t.Fatal("the VM shows another chain of files")
+		}
 	}
 	for ref, content := range v.vms {
 		snapshot := v.s.reg.Get(ref).(*simulator.VirtualMachineSnapshot)
@@ -163,7 +170,7 @@ func (v *volume) verify() {
 func TestFirstClassDisksKeepTheirContent(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			v, chance := newVolume(t), rand.New(rand.NewPCG(seed, 7))
+			v, chance := newVolume(t, seed%2 == 0), rand.New(rand.NewPCG(seed, 7))
 			for range 60 {
 				switch snapshots, attached := v.f.snapshots, v.f.vm != nil; chance.IntN(9) {
 				case 0, 1:
@@ -210,9 +217,44 @@ func TestFirstClassDisksKeepTheirContent(t *testing.T) {
 	}
 }
 
+func TestOthersMayAskAboutADiskAtWork(t *testing.T) {
+	v := newVolume(t, true)
+	v.take()
+	first := v.f.snapshots[0]
+	stop, gone := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(gone)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			v.s.tell(v.f)
+			v.s.fcdRecord(v.f)
+			if _, fault, _ := v.s.changesFCD(v.f, first.id, 0, "*"); fault != nil {
+				t.Error(asError(fault))
+			}
+			if found, refused := v.s.openDisk(opening{FCD: v.f.id.Id, Datastore: v.f.datastore.Value, Snapshot: first.id.Id}); refused != nil || found.capacity != volumeSize {
+				t.Error(refused)
+			}
+		}
+	}()
+	for range 40 {
+		v.attach()
+		v.take()
+		v.write(1, []byte("x"))
+		v.detach()
+		v.drop(v.f.snapshots[1])
+	}
+	close(stop)
+	<-gone
+	v.verify()
+}
+
 func TestADeletedVMTakesItsFirstClassDisksUnlessTheyAreKept(t *testing.T) {
 	for _, keep := range []bool{false, true} {
-		v := newVolume(t)
+		v := newVolume(t, true)
 		v.f.keep = keep
 		v.write(1, []byte("content"))
 		v.take()
