@@ -106,7 +106,6 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
         "taken-image": Case(
             {"fcd": CLAIM, "to": "image", "image_dir": str(taken)}, ("exists already", "fcd_restore_image_dir")
         ),
-        "no-directory": Case({"fcd": CLAIM, "to": "image"}, ("fcd_restore_image_dir",)),
         "no-datastore": Case({"fcd": CLAIM, "name": "n1", "datastore": "Nodisk"}, ("Nodisk",)),
         "no-disk": Case({"fcd": "stranger"}, ("stranger", "restore_point_info")),
         "not-in-it": Case(
