@@ -161,7 +161,7 @@ def test_a_stamp_removes_own_snapshots_only(volume):
 
 def test_by_id_and_by_description(volume):
     disk = volume()
-    twins = [disk.lab.fcd_snapshot(disk.id, "twin") for _ in range(2)]
+    twins = [disk.lab.fcd_snapshot(disk.id, "twin") for _twin in range(2)]
     result = disk.run(state="absent", description="twin", fail=True)
     assert result["error_type"] == "Ambiguous"
     assert [one["id"] for one in result["candidates"]] == twins
