@@ -403,8 +403,8 @@ def test_changed_areas_are_paged_and_exact(lab: Lab, api: Api, disk: str) -> Non
     assert details.path == lab.fcd_snapshots(disk)[0]["path"]
     lab.tracking(page=3)
     found = api.areas(disk, second, details.changedBlockTrackingId)
-    assert {start for start, _ in found} <= {start // BLOCK * BLOCK for start, _ in places}
-    assert all(any(s <= at < s + n for s, n in found) for at, _ in places)
+    assert {start for start, _size in found} <= {start // BLOCK * BLOCK for start, _data in places}
+    assert all(any(s <= at < s + n for s, n in found) for at, _data in places)
     assert api.areas(disk, first, "*") == [(0, BLOCK)]
 
 

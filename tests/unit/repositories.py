@@ -32,8 +32,9 @@ def disk(key: int = 2000, uuid: str = "", **changes: Any) -> dict[str, Any]:
     return {**record, **changes}
 
 
-def fcd_disk(fcd: dict[str, str] = FCD, **changes: Any) -> dict[str, Any]:
+def fcd_disk(fcd: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
     """The disk record of a first class disk."""
+    fcd = fcd or FCD
     return disk(0, fcd["id"], **{"label": fcd["name"], "fcd_id": fcd["id"], **changes})
 
 

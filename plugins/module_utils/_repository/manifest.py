@@ -229,7 +229,8 @@ class Point:
     def owner(self) -> Owner:
         """What it is of."""
         owner = self.vm or self.fcd
-        assert owner is not None  # parse() sees to that
+        if owner is None:
+            raise TypeError("A restore point is of something.")  # parse() sees to that
         return owner
 
     def holds(self, fcd_id: str) -> bool:

@@ -240,7 +240,8 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     }
     site.lab.vddk(latency_ms=500, in_flight=1)
     killed = volumes.start(site, RESTORE, wanted)
-    handles = wait_for(lambda: (lambda found: found if len(found) == 2 else None)(site.lab.vddk()["open"]), 60)
+    wait_for(lambda: len(site.lab.vddk()["open"]) == 2, 60)
+    handles = site.lab.vddk()["open"]
     copiers = processes(f"/{past.disks['stubborn'].id}/")
     os.killpg(killed.process.pid, signal.SIGKILL)
     for process in [*copiers, *(handle["pid"] for handle in handles)]:
