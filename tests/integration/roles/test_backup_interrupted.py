@@ -210,3 +210,17 @@ def test_killed_playbook(site: Site):
     assert machine.snapshots == []
     older, newer = site.points(machine)
     assert contents(newer) == machine.contents() != contents(older)
+
+
+def test_disk_added_meanwhile(site: Site):
+    """Between the look at the VM and its snapshot: the restore point says that it does not hold the disk."""
+    machine = site.machine("growing", [MIB])
+    run = site.start(BACKUP, {"growing": {}})
+    wait_for(lambda: leftovers(site.repository, machine.uuid), 60)
+    added = site.lab.add_disk(machine.moid, MIB)
+    run.end(0)
+    [told] = run["growing"].result["not_protected"]
+    [point] = site.points(machine)
+    [recorded] = point["unprotected"]
+    assert told["backing_uuid"] == recorded["backing_uuid"] == added["backing_uuid"]
+    assert "added after this backup began" in recorded["reason"]

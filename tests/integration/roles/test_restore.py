@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.integration.backup_chain import Chain
 from ansible_collections.holdfast.backup.tests.integration.roles.support import (
     MIB,
     RESTORE,
@@ -33,12 +35,28 @@ Moment = dict[str, bytes]  # what each disk held, by its backing UUID
 
 @dataclass(frozen=True)
 class Past:
-    """``web`` has three restore points; of ``big`` and ``hurt`` there is one, that of ``hurt`` is damaged."""
+    """``web`` has three restore points; of the others there is one, that of ``hurt`` is damaged. The configuration in
+    that of ``late`` has more disks than the restore point holds."""
 
     web: Machine
     big: Machine
+    late: Machine
     moments: list[Moment]
     points: list[dict[str, Any]]
+
+
+def _backup_while_disks_are_added(site: Site, machine: Machine) -> None:
+    """They come between the look at the VM and its snapshot, and a raw disk has no backing UUID."""
+
+    def run(module: str, args: dict[str, Any]) -> dict[str, Any]:
+        if "snapshot_name" in args:
+            for _disk in range(3):
+                site.lab.add_disk(machine.moid, MIB)
+        if args.get("state") == "completed":
+            args = {**args, "unprotected": [{"label": "Hard disk 9", "reason": "raw"}]}
+        return modules.run(module, args)
+
+    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.lab.vddk_libdir).backup(run)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +64,8 @@ def past(site: Site) -> Past:
     web = site.machine("web", [ODD, MIB], nics=["VM Network"], firmware="efi")
     big = site.machine("big", [8 * MIB])
     hurt = site.machine("hurt", [MIB])
+    late = site.machine("late", [MIB])
+    _backup_while_disks_are_added(site, late)
     moments = []
     for moment in range(3):
         web.write(moment % 2, moment * 65536 + 300, os.urandom(70_000))
@@ -58,7 +78,7 @@ def past(site: Site) -> Past:
     [point] = site.points(hurt)
     image = Path(point["disks"][0]["path"])
     image.write_bytes(image.read_bytes()[:-1] + b"!")
-    return Past(web, big, moments, site.points(web))
+    return Past(web, big, late, moments, site.points(web))
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,9 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
     taken = site.home / "taken"
     taken.mkdir()
     (taken / f"disk-{past.web.disks[1]['key']}.raw").write_bytes(b"precious")
+    shared = site.home / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
     to_images = {"vm": "web", "to": "images", "image_dir": str(site.home / "images")}
     mapped = {
         "folder": "restored/here",
@@ -84,6 +107,8 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
     }
     return {
         "newest": Case({**to_images}),
+        "to-vmdk": Case({**to_images, "image_format": "vmdk", "image_dir": str(shared)}),
+        "fewer-disks": Case({"vm": "late", "name": "late-again"}),
         "by-id": Case({**to_images, "id": first["id"], "image_format": "raw", "vm": "whatever"}),
         "as-of": Case({"vm": "web", "as_of": second["time"], "name": "web-as-of", **mapped}),
         "by-uuid": Case({"vm": past.web.uuid, "name": "web-by-uuid"}),
@@ -148,6 +173,25 @@ def test_by_id_to_raw_images(restored: Run, past: Past):
     assert f"  {images[0]}" in restored["by-id"].summary
 
 
+def test_to_vmdk_images_in_a_directory_of_others(site: Site, restored: Run, past: Past):
+    for image, wanted in zip(restored["to-vmdk"].result["images"], past.moments[2].values()):
+        subprocess.run(["qemu-img", "convert", "-f", "vmdk", "-O", "raw", image, f"{image}.raw"], check=True)
+        assert Path(f"{image}.raw").read_bytes() == wanted
+    assert (site.home / "shared").stat().st_mode & 0o777 == 0o755
+
+
+def test_disks_that_the_point_does_not_hold(site: Site, restored: Run, past: Past):
+    """Each disk gets its own image; those without one stay empty, and are told."""
+    content, *others = held(site, restored, "fewer-disks")
+    assert content == past.late.content(0)
+    assert others == [bytes(MIB)] * 3
+    left_out = [disk["label"] for disk in restored["fewer-disks"].result["not_restored"]]
+    assert left_out == ["Hard disk 9", "Hard disk 2", "Hard disk 3", "Hard disk 4"]
+    assert "  NOT RESTORED: Hard disk 4 (the restore point does not hold it; it was made empty)" in (
+        restored["fewer-disks"].summary
+    )
+
+
 def test_as_of_with_everything_mapped(site: Site, restored: Run, past: Past):
     result = restored["as-of"].result
     assert result["restore_point"] == past.points[1]["id"]
@@ -165,7 +209,7 @@ def test_by_uuid(site: Site, restored: Run, past: Past):
 
 def test_nothing_else_is_made(site: Site, restored: Run):
     names = set(site.vms())
-    assert names == {"web", "big", "hurt", "elsewhere", "web-as-of", "web-by-uuid"}
+    assert names == {"web", "big", "hurt", "late", "elsewhere", "late-again", "web-as-of", "web-by-uuid"}
     assert [path.name for path in (site.home / "taken").iterdir()] == ["disk-2001.raw"]
     assert (site.home / "taken" / "disk-2001.raw").read_bytes() == b"precious"
     assert not list((site.home / "images").glob("*.partial"))
