@@ -70,6 +70,8 @@ class Volume:
         (disk,) = result["disks"]
         assert (disk["fcd_id"], result["fcd"]) == (self.id, self.identity)
         self.compare(disk["image"], snapshot)
+        if disk["bytes_read"]:
+            assert self.lab.vddk()["closed"][-1]["snapshot"] == snapshot
         self.lab.fcd_delete_snapshot(self.id, snapshot)
         return disk
 
