@@ -41,7 +41,9 @@ options:
         that are not listed here are ignored.
       - C(disk) is the key, label or backing UUID of the disk. C(backing_uuid) or C(key) is used if it is not set.
       - A first class disk has the key 0, its name as label, and its ID as backing UUID.
-      - C(image) is the path of the image. It is V(disk-<key>.qcow2) in O(image_dir) if it is not set.
+      - C(image) is the path of the image. It is V(disk-<key>.qcow2) in O(image_dir) if it is not set. One that
+        this module made of another snapshot is replaced, if its note C(<image>.state) is still beside it. Any other
+        file, such as an image of a complete restore point, is never overwritten.
       - C(kind) is V(full) or V(incremental). V(full) is used if it is not set.
       - C(parent) is the image that an incremental one lies over.
       - C(areas_file) lists the areas to copy, as M(holdfast.backup.disk_changed_areas) writes it. It is needed for an
@@ -329,7 +331,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 from ansible_collections.holdfast.backup.plugins.module_utils import _options
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
@@ -345,6 +347,9 @@ _COUNTS = {"bytes_read": 0, "bytes_stored": 0, "bytes_written": 0}
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
+    for option in ("parallel", "request_depth"):
+        if params[option] is not None and params[option] < 1:
+            raise InvalidInput(f"The option {option} is {params[option]}.", "Give 1 or more.")
     watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
     requirements.check_library(params["vddk_libdir"])
@@ -405,7 +410,7 @@ def _copy(
             os.path.join(directory, f"{disk.key}.status"),
         )
         tasks.append(_task(params, owner, disk, item, source))
-    plans.check_images(tasks)
+    plans.check_images(tasks, params["direction"])
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
     if not module.check_mode:

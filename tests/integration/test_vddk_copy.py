@@ -278,6 +278,22 @@ def test_two_disks_one_image(machine):
     assert "Several disks have the image" in machine.copy(machine.snapshot(), disks=items, fail=True)["msg"]
 
 
+@pytest.mark.parametrize("option", ["parallel", "request_depth"])
+def test_numbers_below_one(machine, option):
+    assert f"The option {option} is 0" in machine.copy("snapshot-1", fail=True, **{option: 0})["msg"]
+
+
+def test_an_image_of_another_is_not_overwritten(machine):
+    """Not even foretold: what is there may be all that is left of a disk."""
+    image = machine.directory / f"disk-{machine.keys[0]}.qcow2"
+    image.write_bytes(b"of a complete restore point")
+    for check in (True, False):
+        failed = machine.copy(machine.snapshot(f"s{check}"), check=check, fail=True)
+        assert "exists already" in failed["msg"]
+    assert [path.name for path in machine.directory.iterdir()] == [image.name]
+    assert image.read_bytes() == b"of a complete restore point"
+
+
 def test_snapshot_of_another_vm(machine, lab, run_module, tmp_path):
     other = Machine(lab, run_module, f"{machine.name}-other", tmp_path)
     failed = machine.copy(other.snapshot(), fail=True)

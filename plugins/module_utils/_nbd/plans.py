@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, state
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import is_done
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Task
 
@@ -45,7 +45,10 @@ def read_item(
     image = item.get("image") or image
     if not image:
         raise InvalidInput(f"There is no image for {name}.", "Give image in disks, or image_dir.")
-    capacity = int(item.get("capacity") or size)
+    try:
+        capacity = int(item.get("capacity") or size)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}: the capacity {item['capacity']!r} is no number.", "Give bytes.") from error
     listed = item.get("areas_file")
     if direction == "restore":
         if capacity > size:
@@ -65,8 +68,8 @@ def read_item(
     return Wanted(os.path.abspath(image), kind, capacity, _work(listed, name, capacity), os.path.abspath(parent))
 
 
-def check_images(tasks: Sequence[Task]) -> None:
-    """See that there is a place for every image, and one disk only for each.
+def check_images(tasks: Sequence[Task], direction: str) -> None:
+    """See that there is a place for every image, one disk only for each, and nothing that a new one would destroy.
 
     :raises InvalidInput: there is not
     """
@@ -76,6 +79,19 @@ def check_images(tasks: Sequence[Task]) -> None:
             raise InvalidInput(f"There is no directory {os.path.dirname(image)}.", "Make it, or name another one.")
         if images.count(image) > 1:
             raise InvalidInput(f"Several disks have the image {image}.", "Give each disk an image of its own.")
+        if direction == "backup":
+            _check_new(image, tasks)
+
+
+def _check_new(image: str, tasks: Sequence[Task]) -> None:
+    """See that an image may be made: a parent, and what no copy of ours left there, must not make way for it."""
+    if any(task.parent and os.path.realpath(task.parent) == os.path.realpath(image) for task in tasks):
+        raise InvalidInput(f"The image {image} is the parent of a new one.", "Give the new image another path.")
+    if os.path.lexists(image) and not os.path.exists(state.note_path(image)):
+        raise InvalidInput(
+            f"{image} exists already, and it is not what a copy left to be gone on with.",
+            "Name another image, or move what is there.",
+        )
 
 
 def foretell(task: Task, direction: str) -> dict[str, Any]:

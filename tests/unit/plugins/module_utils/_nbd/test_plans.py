@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, jobs, plans
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, jobs, plans, state
 
 SIZE = 1 << 20
 
@@ -50,6 +50,7 @@ def test_restore_takes_the_size_of_the_image(listed):
         ({}, {"image": None}, "no image for web01 Hard disk 1"),
         ({"kind": "differential"}, {}, "kind differential is unknown"),
         ({"capacity": SIZE + 512}, {}, f"has {SIZE} bytes in the snapshot, not {SIZE + 512}"),
+        ({"capacity": "1 GiB"}, {}, "'1 GiB' is no number"),
         ({"change_id": "52 aa/6"}, {}, "not 52 aa/6"),
         ({"kind": "incremental"}, {}, "needs parent and areas_file"),
         ({"kind": "incremental", "parent": "/p"}, {}, "needs parent and areas_file"),
@@ -67,16 +68,31 @@ def test_areas_of_a_disk_of_another_size(listed):
         read(item, size=SIZE + 512)
 
 
-def task(image):
-    return jobs.Task("d", None, str(image), SIZE, facts={"label": "Hard disk 1"})
+def task(image, parent=None):
+    return jobs.Task("d", None, str(image), SIZE, parent=parent and str(parent), facts={"label": "Hard disk 1"})
 
 
 def test_images_have_a_place_each(tmp_path):
-    plans.check_images([task(tmp_path / "1"), task(tmp_path / "2")])
+    plans.check_images([task(tmp_path / "1"), task(tmp_path / "2")], "backup")
     with pytest.raises(InvalidInput, match="Several disks"):
-        plans.check_images([task(tmp_path / "1"), task(tmp_path / "1")])
+        plans.check_images([task(tmp_path / "1"), task(tmp_path / "1")], "backup")
     with pytest.raises(InvalidInput, match="no directory"):
-        plans.check_images([task(tmp_path / "none" / "1")])
+        plans.check_images([task(tmp_path / "none" / "1")], "backup")
+
+
+def test_nothing_makes_way_for_an_image(tmp_path):
+    """Only what the module's own note speaks of is replaced, and never what the new image would stand on."""
+    image, parent = tmp_path / "image", tmp_path / "parent"
+    image.write_bytes(b"somebody's, or of a complete restore point")
+    with pytest.raises(InvalidInput, match="image exists already"):
+        plans.check_images([task(image)], "backup")
+    plans.check_images([task(image)], "restore")
+    for path in (image, parent):
+        state.save(str(path), state.COMPLETE, {})
+    plans.check_images([task(image, parent)], "backup")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InvalidInput, match="parent is the parent of a new one"):
+        plans.check_images([task(parent, tmp_path / "link" / "parent")], "backup")
 
 
 def test_what_is_foretold(tmp_path):
