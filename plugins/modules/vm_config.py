@@ -352,7 +352,13 @@ def present(module, c):
     plan = vm_create.plan(c, document, wishes, changes, params["restore_id"])
     if plan.vm is not None:
         disks = vm_create.disk_map(c, plan.vm, document)
-        return {"changed": False, "vm": _vm(c, plan.vm), "plan": None, "disks": disks, "diff": {}}
+        return {
+            "changed": False,
+            "vm": _vm(c, plan.vm),
+            "plan": None,
+            "disks": disks,
+            "diff": {"before": {}, "after": {}},
+        }
     if nvram is None and document.get("nvram"):
         plan.warnings.append("The NVRAM is not restored: it is only read from beside a config.json given by its path.")
     summary = vm_retarget.summary(plan.target)
@@ -384,7 +390,8 @@ def absent(module, c):
     try:
         vm, props = inventory.find_vm(c, **vm_selection(params), properties=vm_unfinished.STATE)
     except NotFound:
-        return {"changed": False, "vm": {"name": params["name"], "moid": params["moid"], "instance_uuid": None}}
+        record = {"name": params["name"], "moid": params["moid"], "instance_uuid": None}
+        return {"changed": False, "vm": record, "diff": {"before": {}, "after": {}}}
     vm_unfinished.check_removable(props, params["restore_id"])
     if not module.check_mode:
         vm_unfinished.remove(c, vm)
