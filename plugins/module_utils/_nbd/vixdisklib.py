@@ -9,7 +9,7 @@ It runs in two ways, in a process of its own and with nothing but Python's stand
 * ``nbdkit python vixdisklib.py parameters=<where>`` serves one disk;
 * ``python3 vixdisklib.py prepare|end|cleanup parameters=<where>`` makes one call about a whole VM or an FCD.
   Storage vMotion is forbidden per VM, so with one nbdkit per disk the first process to finish would
-  allow it again under the others: the caller prepares before the snapshot and ends after the last disk.
+  allow it again under the others: the caller prepares before the first disk and ends after the last.
 
 ``<where>`` is ``-<descriptor>`` or a file, which is deleted once read. How to start it: see plugins.py.
 
