@@ -59,7 +59,7 @@ def first(site: Site) -> Night:
     _quiesce_fault(site, silent)
     site.lab.fault(task="removeSnapshot*", fault="FileFault", object=stuck.moid, count=0)
     variables = {
-        "mixed": {"vm_backup_exclude_disks": [mixed.disks[-1]["backing_uuid"]]},
+        "mixed": {"vm_backup_exclude_disks": [mixed.disks[-1][name] for name in ("backing_uuid", "label")]},
         "silent": {"vm_backup_quiesce_policy": "crash_consistent"},
     }
     held = {machine.name: machine.contents() for machine in machines}
@@ -87,6 +87,7 @@ def test_unprotected_disks_are_told(site: Site, first: Night):
     result = first.run["mixed"].result
     assert [disk["key"] for disk in result["disks"]] == [mixed.disks[0]["key"]]
     reasons = {disk["label"]: disk["reason"] for disk in result["not_protected"]}
+    assert len(reasons) == len(result["not_protected"])
     expected = {"Hard disk 2": "independent", "Hard disk 3": "raw", "Hard disk 4": "", "Hard disk 5": "exclude_disks"}
     assert {label: word for label, word in expected.items() if word in reasons[label]} == expected
     [point] = site.points(mixed)
