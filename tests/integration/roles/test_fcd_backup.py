@@ -68,7 +68,7 @@ def workers(site: Site, disks: dict[str, Volume]) -> Run:
 @pytest.fixture(scope="module")
 def first(site: Site, disks: dict[str, Volume], workers: Run) -> Night:
     """A night that brings some disks bad days; the copy of another was killed before."""
-    site.lab.vddk(latency_ms=500, in_flight=1)
+    site.lab.vddk(latency_ms=2000, in_flight=1)
     killed = volumes.start(site, BACKUP, {CLAIM: {}})
     wait_for(lambda: site.lab.vddk()["open"], 60)
     os.kill(killed.process.pid, signal.SIGKILL)

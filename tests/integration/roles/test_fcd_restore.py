@@ -238,7 +238,7 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
         "stubborn": {"fcd_restore_name": "again"},
         "same": {"fcd_restore_fcd": "stubborn", "fcd_restore_to": "same"},
     }
-    site.lab.vddk(latency_ms=500, in_flight=1)
+    site.lab.vddk(latency_ms=5000, in_flight=1)  # both are in the middle of their copies at the same time
     killed = volumes.start(site, RESTORE, wanted)
     wait_for(lambda: len(site.lab.vddk()["open"]) == 2, 60)
     handles = site.lab.vddk()["open"]
