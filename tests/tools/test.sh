@@ -14,7 +14,7 @@ lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; 
 
 roles() { python tests/tools/in_lab.py molecule test --all; }
 
-check "pytest" pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 10
+check "pytest" pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
 check "go test" lab_tests
 check "molecule" roles
 finish

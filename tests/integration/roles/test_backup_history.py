@@ -18,7 +18,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     contents,
 )
 
-pytestmark = [pytest.mark.xdist_group("roles history"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 ODD = MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
@@ -59,7 +59,9 @@ def first(site: Site) -> Night:
     _quiesce_fault(site, silent)
     site.lab.fault(task="removeSnapshot*", fault="FileFault", object=stuck.moid, count=0)
     variables = {
-        "mixed": {"vm_backup_exclude_disks": [mixed.disks[-1][name] for name in ("backing_uuid", "label")]},
+        "mixed": {
+            "vm_backup_exclude_disks": [*(mixed.disks[-1][name] for name in ("backing_uuid", "label")), "Hard disk 99"]
+        },
         "silent": {"vm_backup_quiesce_policy": "crash_consistent"},
     }
     held = {machine.name: machine.contents() for machine in machines}
@@ -92,6 +94,7 @@ def test_unprotected_disks_are_told(site: Site, first: Night):
     assert {label: word for label, word in expected.items() if word in reasons[label]} == expected
     [point] = site.points(mixed)
     assert {disk["label"] for disk in point["unprotected"]} == set(expected)
+    assert any("Hard disk 99" in warning for warning in result["warnings"])
     for label, reason in reasons.items():
         assert f"  NOT PROTECTED: {label} ({reason})" in first.run["mixed"].summary
 

@@ -26,7 +26,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     wait_for,
 )
 
-pytestmark = [pytest.mark.xdist_group("roles interrupted"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 SIZE = 8 * MIB
 # Larger disks than the others, so that faults can be put where only these have bytes.

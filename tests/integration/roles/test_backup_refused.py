@@ -31,7 +31,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 )
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
-pytestmark = [pytest.mark.xdist_group("roles refused"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass

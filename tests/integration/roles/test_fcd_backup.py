@@ -15,7 +15,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles import support,
 from ansible_collections.holdfast.backup.tests.integration.roles.support import MIB, Run, Site, leftovers, wait_for
 from ansible_collections.holdfast.backup.tests.integration.roles.volumes import BACKUP, Volume
 
-pytestmark = [pytest.mark.xdist_group("roles fcd backup"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 CLAIM = "pvc-8a1d2c3e-6a55-4c2e-9d0e-5f3f6f6f2b10"
 METADATA = {"cns.k8s.pvc.name": "data", "cns.k8s.pvc.namespace": "shop", "cns.containerCluster.clusterId": "c1"}

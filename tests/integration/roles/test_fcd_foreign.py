@@ -17,7 +17,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles import volumes
 from ansible_collections.holdfast.backup.tests.integration.roles.support import MIB, Run, Site, wait_for
 from ansible_collections.holdfast.backup.tests.integration.roles.volumes import BACKUP, RESTORE, Volume
 
-pytestmark = [pytest.mark.xdist_group("roles foreign"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 NAME = "pvc-3f9d7c52-5a0e-4a43-9d0b-6c1b1a9e2f77"
 SIZE = 8 * MIB

@@ -25,7 +25,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 )
 from ansible_collections.holdfast.backup.tests.integration.roles.volumes import RESTORE, Volume
 
-pytestmark = [pytest.mark.xdist_group("roles fcd restore"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 CLAIM = "pvc-0b7c9d51-2f64-4f0e-8a3e-7c5d1e2f3a4b"
 METADATA = {"cns.k8s.pvc.name": "data", "cns.k8s.pvc.namespace": "shop"}

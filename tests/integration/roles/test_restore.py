@@ -27,7 +27,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     wait_for,
 )
 
-pytestmark = [pytest.mark.xdist_group("roles restore"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 ODD = 2 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 Moment = dict[str, bytes]  # what each disk held, by its backing UUID
@@ -36,7 +36,7 @@ Moment = dict[str, bytes]  # what each disk held, by its backing UUID
 @dataclass(frozen=True)
 class Past:
     """``web`` has three restore points; of the others there is one, that of ``hurt`` is damaged. The configuration in
-    that of ``late`` has more disks than the restore point holds."""
+    that of ``late`` has more disks than the restore point holds, and a newer one cannot be read."""
 
     web: Machine
     big: Machine
@@ -66,6 +66,7 @@ def past(site: Site) -> Past:
     hurt = site.machine("hurt", [MIB])
     late = site.machine("late", [MIB])
     _backup_while_disks_are_added(site, late)
+    (site.repository / late.uuid / "20990101T000000Z").mkdir()
     moments = []
     for moment in range(3):
         web.write(moment % 2, moment * 65536 + 300, os.urandom(70_000))
@@ -185,6 +186,7 @@ def test_disks_that_the_point_does_not_hold(site: Site, restored: Run, past: Pas
     content, *others = held(site, restored, "fewer-disks")
     assert content == past.late.content(0)
     assert others == [bytes(MIB)] * 3
+    assert "20990101T000000Z is damaged and passed over" in restored["fewer-disks"].result["warnings"][0]
     left_out = [disk["label"] for disk in restored["fewer-disks"].result["not_restored"]]
     assert left_out == ["Hard disk 9", "Hard disk 2", "Hard disk 3", "Hard disk 4"]
     assert "  NOT RESTORED: Hard disk 4 (the restore point does not hold it; it was made empty)" in (

@@ -29,7 +29,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 )
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
-pytestmark = [pytest.mark.xdist_group("roles runs"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 # Other runs on this machine, which may show theirs, have another.
 SECRET = f"correct-h0rse/battery+staple-{os.urandom(6).hex()}"
