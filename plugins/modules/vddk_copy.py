@@ -69,7 +69,10 @@ options:
       - The environment variable E(VDDK_LIBDIR) is used if it is not set.
     type: path
   transports:
-    description: The transports that VDDK may use, the best first. RV(disks[].transport) is the one that it used.
+    description:
+      - The transports that VDDK may use, the best first. RV(disks[].transport) is the one that it used.
+      - V(san) only reads. To write through it, VMware asks for a snapshot on the disk, for change tracking to be off
+        and for a size in whole blocks of the datastore.
     type: list
     elements: str
     choices: [nbdssl, nbd, hotadd, san]
@@ -350,6 +353,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     for option in ("parallel", "request_depth"):
         if params[option] is not None and params[option] < 1:
             raise InvalidInput(f"The option {option} is {params[option]}.", "Give 1 or more.")
+    if params["direction"] == "restore" and "san" in params["transports"]:
+        raise InvalidInput(
+            "The transport san is not used to write disks: VMware asks for a snapshot on them first.",
+            "Leave san out of transports; nbdssl, nbd and hotadd write.",
+        )
     watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
     requirements.check_library(params["vddk_libdir"])

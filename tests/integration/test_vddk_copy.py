@@ -173,6 +173,18 @@ def test_copies_although_storage_vmotion_cannot_be_forbidden(machine):
     assert "Forbidding Storage vMotion" in str(result["warnings"])
 
 
+def test_what_hotadd_left_is_cleaned_up_first(machine):
+    """Disks of a crashed run that are still attached to the proxy would block consolidation."""
+    snapshot = machine.snapshot()
+    machine.lab.vddk(faults=[{"op": "cleanup", "code": 13, "count": 1}])
+    assert "warnings" not in machine.copy(snapshot)  # no hotadd, nothing to clean up
+    for image in machine.directory.glob("*"):
+        image.unlink()
+    result = machine.copy(snapshot, transports=["hotadd", "nbdssl"])
+    assert "Cleaning up after earlier runs" in str(result["warnings"])
+    assert result["changed"]
+
+
 def test_lost_in_the_middle_then_gone_on_with(machine, tmp_path):
     """The cause is VDDK's own, with a next step; the disk without trouble is copied."""
     snapshot = machine.snapshot()
@@ -226,6 +238,14 @@ def test_restore_is_refused(machine, state):
     assert failed["msg"].startswith(
         f"{machine.name} is not powered off" if state == "running" else f"{machine.name} has snapshots"
     )
+
+
+def test_san_is_not_used_to_write(machine):
+    options = {"direction": "restore", "disks": [{"disk": machine.keys[0]}], "transports": ["san", "nbd"]}
+    failed = machine.copy(None, fail=True, **options)
+    assert failed["error_type"] == "InvalidInput"
+    assert "san" in failed["msg"]
+    assert machine.lab.vddk()["opens"] == 0
 
 
 def test_area_of_restore(machine, tmp_path):

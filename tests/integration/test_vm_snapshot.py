@@ -321,6 +321,24 @@ def test_disks_that_are_left_out_are_reported(machine):
     assert "independent" in left_out["reason"]
 
 
+def test_memory_with_an_independent_disk(machine):
+    """Of a running machine vSphere refuses it; without memory there is no obstacle."""
+    vm = machine(disks=[1 << 20, {"size": 1 << 20, "mode": "independent_persistent"}])
+    result = vm.run(snapshot_name="one", memory_dump=True, fail=True)
+    assert "MemorySnapshotOnIndependentDisk" in result["msg"]
+    assert "memory_dump" in result["msg"]
+    assert vm.names() == []
+    assert vm.run(snapshot_name="one")["changed"]
+
+
+def test_a_template_has_no_snapshots(machine):
+    vm = machine(disks=[1 << 20], template=True, power="poweredOff", tracking=False)
+    result = vm.run(snapshot_name="one", fail=True)
+    assert "is a template" in result["msg"]
+    assert "Convert it" in result["msg"]
+    assert "createSnapshot" not in str(vm.lab.requests()["methods"])
+
+
 def test_free_space(vm):
     result = vm.run(snapshot_name="one", min_free_space="900PB", fail=True)
     assert "Too little free space" in result["msg"]

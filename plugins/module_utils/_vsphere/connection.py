@@ -56,6 +56,7 @@ _NEXT_STEPS = {
     "FileLocked": "Find out which host or backup proxy holds the file, and let it go.",
     "InvalidState": "Check that the object is connected and in a state that allows this.",
     "InvalidPowerState": "Change the power state of the virtual machine.",
+    "MemorySnapshotOnIndependentDisk": "Take the snapshot without memory (memory_dump: false).",
     "HostNotConnected": "Connect the host to vCenter again.",
     "HostCommunication": "Check the host and its connection to vCenter.",
     "RestrictedVersion": "This needs a licence that the host does not have.",

@@ -135,6 +135,16 @@ def snapshot_limit(days: BadDays) -> dict[str, Any]:
     return {}
 
 
+def template(days: BadDays) -> dict[str, Any]:
+    days.machine("golden", [MIB], template=True, power="poweredOff", tracking=False)
+    return {}
+
+
+def full_datastore(days: BadDays) -> dict[str, Any]:
+    days.machine("crammed", [MIB])
+    return {"vm_backup_min_free_space": "900PB"}
+
+
 def quiesce_fault(days: BadDays) -> dict[str, Any]:
     loud = days.machine("loud", [MIB])
     days.site.lab.fault(task="createSnapshot*", fault="ApplicationQuiesceFault", count=0, object=loud.moid)
@@ -194,6 +204,8 @@ DAYS = [
     Day("locked", locked, ("locked", "run another", "lock_timeout")),
     Day("cluster", shared_disk, ("cluster", "Hard disk 2", "shared")),
     Day("deep", snapshot_limit, ("deep", "32")),
+    Day("golden", template, ("golden", "template", "Convert")),
+    Day("crammed", full_datastore, ("crammed", "free space", "LocalDS")),
     Day("loud", quiesce_fault, ("loud", "quiesc")),
     Day("bookless", library_missing, ("bookless", "no-vddk")),
     Day("misled", library_lib64, ("lib64", "parent")),
