@@ -10,6 +10,7 @@
     <object>/.lock/<run>.json           while a run writes points of this object
     <object>/<UTC time>.partial/        being written
     <object>/<UTC time>.deleted/        being deleted
+    <object>/<UTC time>.merging/        new images of a point, made without those that it stood on (see merging.py)
     <object>/<UTC time>/point.json ...  a restore point, complete
 
 An object is a VM, by its instance UUID, or a first class disk, by its ID.
@@ -34,6 +35,9 @@ VERSION = 1
 FILE = "repository.json"
 PARTIAL = ".partial"
 DELETED = ".deleted"
+MERGING = ".merging"
+MERGED = "merge.json"
+"""In a ``.merging`` directory: the whole new manifest of the point. From when it is there, the merge counts."""
 
 # With nothing else a directory counts as empty: a new file system's own, and ours of a killed run.
 _OF_FILE_SYSTEM = "lost+found"
@@ -60,6 +64,10 @@ class Repository:
     def partial_directory(self, point: PointId) -> str:
         """The directory of a point that is being written."""
         return self.point_directory(point) + PARTIAL
+
+    def merging_directory(self, point: PointId) -> str:
+        """The directory of new images of a complete point."""
+        return self.point_directory(point) + MERGING
 
     def object_ids(self) -> list[str]:
         """Every VM and first class disk that has a directory here, sorted."""
@@ -157,7 +165,7 @@ def make_object_directory(repository: Repository, object_id: str) -> str:
 
 
 def leftovers(directory: str) -> list[str]:
-    """Names in an object's directory of points half written or half deleted, oldest first."""
+    """Names in an object's directory of what is half written, half merged or half deleted, oldest first."""
     return sorted(name for name in _names(directory) if _unfinished(name))
 
 
@@ -174,7 +182,7 @@ def complete_times(directory: str) -> list[str]:
 
 def _unfinished(name: str) -> bool:
     time, suffix = os.path.splitext(name)
-    return suffix in (PARTIAL, DELETED) and manifest.is_time(time)
+    return suffix in (PARTIAL, DELETED, MERGING) and manifest.is_time(time)
 
 
 def _names(directory: str) -> list[str]:

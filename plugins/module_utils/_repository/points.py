@@ -43,12 +43,17 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """A directory that should be a restore point: its manifest, or what is wrong with it."""
+    """A directory that should be a restore point: its manifest, or what is wrong with it.
+
+    ``merging`` is the manifest that a merge has committed but not put in place yet: each of the point's images fits
+    either ``point`` or this.
+    """
 
     id: PointId
     path: str
     point: Point | None
     problem: BackupError | None
+    merging: Point | None = None
 
     @property
     def moment(self) -> datetime:
@@ -140,6 +145,18 @@ def unknown(what: str, wanted: str) -> NotFound:
     )
 
 
+def merging(repository: Repository, point_id: PointId) -> Point | None:
+    """The manifest that a merge has committed and not put in place yet, if there is a valid one."""
+    directory = repository.merging_directory(point_id)
+    try:
+        if not files.is_directory(directory):
+            return None
+        data = files.read(os.path.join(directory, layout.MERGED), documents.MAX_BYTES)
+        return manifest.parse(data, point_id)
+    except (OSError, RepositoryError):
+        return None
+
+
 def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
     path = repository.point_directory(point_id)
     try:
@@ -147,10 +164,12 @@ def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
             raise Damaged(f"{path} is not a directory.", "A repository holds only plain directories; remove it.")
         with files.reporting(f"read restore point {point_id}"):
             data = files.read(os.path.join(path, manifest.FILE), documents.MAX_BYTES)
-        return Entry(point_id, path, manifest.parse(data, point_id), None)
+        return Entry(point_id, path, manifest.parse(data, point_id), None, merging(repository, point_id))
     except RepositoryError as error:
         # Deleted since the directory was listed: never mind.
-        return Entry(point_id, path, None, error) if os.path.lexists(path) else None
+        if not os.path.lexists(path):
+            return None
+        return Entry(point_id, path, None, error, merging(repository, point_id))
 
 
 def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Link:
