@@ -83,9 +83,12 @@ def digest(path: str) -> tuple[int, str]:
             size += count
 
 
-def write(path: str, data: bytes) -> None:
-    """Put a file of mode 0600 in place, whole or not at all, and durable."""
-    temporary = f"{path}.new"
+def write(path: str, data: bytes, temporary: str | None = None) -> None:
+    """Put a file of mode 0600 in place, whole or not at all, and durable.
+
+    :param temporary: where it is made, in the same directory; of a name of its own where several may write at once
+    """
+    temporary = temporary or f"{path}.new"
     remove(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
