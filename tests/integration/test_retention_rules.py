@@ -75,7 +75,7 @@ class Restic:
         }
         self("init", "--quiet")
         version = self("version").split()[1].split(".")
-        self.keeps_oldest = (int(version[0]), int(version[1])) >= (0, 16)
+        self.release = (int(version[0]), int(version[1]))
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
         command = ["restic", *arguments]
@@ -89,7 +89,7 @@ class Restic:
 
     def knows(self, reason: str) -> bool:
         """Whether this release of restic keeps a point for such a reason: old ones leave out the oldest."""
-        return self.keeps_oldest or not reason.endswith(", the oldest")
+        return self.release >= ((0, 17) if ", the oldest within" in reason else (0, 16)) or ", the oldest" not in reason
 
     def kept(self, rules: Rules) -> dict[str, set[datetime]]:
         answer = self("forget", "--dry-run", "--json", "--no-lock", "--group-by=host", *options(rules))

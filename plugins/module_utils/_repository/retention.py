@@ -184,8 +184,11 @@ def _keep_within(local: _Local, rules: Rules, now: datetime, reasons: dict[str, 
     for period, length in rules.within_periods.items():
         last = None
         for one, moment in inside(length):
-            if (name := _NAMES[period](moment)) != last:
-                reasons[one.id].append(f"{period} {name}, within {length.text}")
+            name = _NAMES[period](moment)
+            oldest = rules.semantics == RESTIC and one is local[-1][0]
+            if name != last or oldest:
+                found = f"{period} {name}" + (", the oldest" if name == last else ",")
+                reasons[one.id].append(f"{found} within {length.text}")
                 last = name
 
 
