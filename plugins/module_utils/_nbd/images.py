@@ -41,7 +41,7 @@ def create(path: str, capacity: int, parent: str | None = None, compression: str
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options]
     if parent:
         command += ["-F", "qcow2", "-b", os.path.relpath(parent, os.path.dirname(path))]
-    result = _run([*command, path, str(virtual_size(capacity))])
+    result = ask([*command, path, str(virtual_size(capacity))])
     if result.returncode:
         failure = NoSpace if "No space left" in result.stderr else CopyFailed
         raise failure(
@@ -54,7 +54,7 @@ def info(path: str) -> dict[str, Any]:
 
     :raises Damaged: it is missing, or no qcow2 image with all its content in it and its backing
     """
-    result = _run(["qemu-img", "info", "--output=json", "-f", "qcow2", os.path.abspath(path)])
+    result = ask(["qemu-img", "info", "--output=json", "-f", "qcow2", os.path.abspath(path)])
     if result.returncode:
         raise Damaged(f"The image {path} cannot be opened: {result.stderr.strip()}.", _FULL)
     header = json.loads(result.stdout)
@@ -84,13 +84,13 @@ def chain(path: str) -> list[str]:
 def check(path: str, repair_leaks: bool = False) -> str | None:
     """What is wrong with the structure of one image, or None."""
     repair = ["-r", "leaks"] if repair_leaks else []
-    result = _run(["qemu-img", "check", "-q", *repair, chain_name([path])])
+    result = ask(["qemu-img", "check", "-q", *repair, chain_name([path])])
     return (result.stderr or result.stdout).strip() or "unknown" if result.returncode else None
 
 
 def present(path: str) -> list[areas.Area]:
     """The areas whose content lies in this very image and not below it."""
-    result = _run(["qemu-img", "map", "--output=json", chain_name([path])])
+    result = ask(["qemu-img", "map", "--output=json", chain_name([path])])
     if result.returncode:
         raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL)
     parts = json.loads(result.stdout)
@@ -140,7 +140,8 @@ def require_parent(path: str) -> list[str]:
 _FULL = "Have this disk copied in full, and look for what happened to the repository."
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of QEMU's tools to its end, whatever that is."""
     # The messages are read by us and by the user's log: always in English.
     return subprocess.run(
         command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, errors="replace", check=False
