@@ -351,7 +351,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     for entry in passed_over:
         module.warn(f"Restore point {entry.id} is damaged and passed over: {entry.problem}")
     known = Known(repository)
-    found = [_describe(one, verifier.examine(one.entries, one.entry), known, now) for one in selected]
+    # What is deleted while it is looked at is no restore point any more.
+    reports = ((one, verifier.examine(one.entries, one.entry)) for one in selected)
+    found = [_describe(one, report, known, now) for one, report in reports if report is not None]
     return {
         "changed": False,
         **{kind: _only([item[kind] for item in found if item[kind]], key) for kind, key in _KEYS.items()},

@@ -5,9 +5,9 @@
 """Private to holdfast.backup: the nbdkit plugin that takes in the blocks of a disk and keeps nothing but their hashes.
 
 ``nbdkit python hashing.py size=<bytes> capacity=<bytes> block=<bytes> digests=<file>`` runs in a process of its own,
-with nothing but Python's standard library. Whatever is written into it must be whole blocks in the end; for each it appends
-``RECORD``, the block's number and its SHA-256, to the file. ``capacity`` is where the disk ends, if that is before the
-end of its last sector. Hashing lets go of Python's lock, so several requests
+with nothing but Python's standard library. Whatever is written into it must be whole blocks in the end; for each it
+appends ``RECORD``, the block's number and its SHA-256, to the file. ``capacity`` is where the disk ends, if that is
+before the end of its last sector. Hashing lets go of Python's lock, so several requests
 are hashed at a time.
 """
 

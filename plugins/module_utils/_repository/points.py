@@ -64,7 +64,7 @@ class Entry:
 def read_entries(repository: Repository, object_id: str) -> list[Entry]:
     """Every complete restore point of an object, oldest first. A damaged one is listed, it does not raise."""
     times = layout.complete_times(repository.object_directory(object_id))
-    entries = (_read_entry(repository, PointId(object_id, time)) for time in times)
+    entries = (read_entry(repository, PointId(object_id, time)) for time in times)
     return [entry for entry in entries if entry is not None]
 
 
@@ -93,6 +93,20 @@ def is_whole(points: Mapping[str, Point], point: Point) -> bool:
     except Damaged:
         return False
     return True
+
+
+def ancestry(repository: Repository, point_id: PointId) -> list[Entry]:
+    """A restore point and all that it stands on, as they are now, oldest first. Empty when the point has gone."""
+    found: dict[str, Entry] = {}
+    wanted = [point_id.time]
+    while wanted:
+        time = wanted.pop()
+        entry = read_entry(repository, PointId(point_id.object_id, time))
+        if entry is not None:
+            found[time] = entry
+            disks = () if entry.point is None else entry.point.disks
+            wanted += {disk.parent.time for disk in disks if disk.parent is not None} - found.keys() - set(wanted)
+    return [found[time] for time in sorted(found)] if point_id.time in found else []
 
 
 def dependents(points: Iterable[Point], time: str) -> list[Point]:
@@ -157,7 +171,8 @@ def merging(repository: Repository, point_id: PointId) -> Point | None:
         return None
 
 
-def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
+def read_entry(repository: Repository, point_id: PointId) -> Entry | None:
+    """A complete restore point as it is now, or None when there is none."""
     path = repository.point_directory(point_id)
     try:
         if not files.is_directory(path):
