@@ -272,7 +272,9 @@ since:
       type: str
       sample: chain is 20 long
 swept:
-  description: What dead runs had left and was removed.
+  description:
+    - What dead runs had left. It was removed, but a merge (C(.merging)) whose images were complete was brought to its
+      end.
   returned: success
   type: list
   elements: str

@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import CopyFailed, Damaged, InvalidInput, NoSpace
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER, chain_name
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER, chain_name, discarding_name
 
 _LONGEST_CHAIN = 256
 
@@ -90,14 +92,64 @@ def check(path: str, repair_leaks: bool = False) -> str | None:
 
 def present(path: str) -> list[areas.Area]:
     """The areas whose content lies in this very image and not below it."""
-    result = ask(["qemu-img", "map", "--output=json", chain_name([path])])
-    if result.returncode:
-        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL)
-    parts = json.loads(result.stdout)
+    parts = map_alone(path)
     # QEMU before 6.1 does not say "present"; its zero clusters are then copied once more.
     here = [part for part in parts if part["depth"] == 0 and part.get("present", part["data"])]
     size = sum(part["length"] for part in parts)
     return areas.normalise([(part["start"], part["length"]) for part in here], size)
+
+
+def map_alone(path: str) -> list[dict[str, Any]]:
+    """What ``qemu-img map`` says of one image as if it stood on nothing.
+
+    :raises Damaged: it cannot be read
+    """
+    result = ask(["qemu-img", "map", "--output=json", chain_name([path])])
+    if result.returncode:
+        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL, path=path)
+    parts: list[dict[str, Any]] = json.loads(result.stdout)
+    return parts
+
+
+def counts(path: str) -> dict[str, Any]:
+    """What ``qemu-img check`` counts in one image, like ``allocated-clusters`` and ``compressed-clusters``.
+
+    :raises Damaged: it cannot be read
+    """
+    result = ask(["qemu-img", "check", "--output=json", chain_name([path])])
+    try:
+        found: dict[str, Any] = json.loads(result.stdout)
+    except ValueError:
+        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL, path=path) from None
+    return found
+
+
+def edit(path: str, commands: Iterable[str], check: Callable[[], None]) -> None:
+    """Have QEMU's qemu-io do something to one image; what it leaves is on no stable storage yet.
+
+    :param commands: of qemu-io, one a line
+    :param check: called at least twice a second; what it raises ends the work
+    :raises CopyFailed: a command failed
+    """
+    with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as said:
+        script.writelines(f"{command}\n".encode() for command in commands)
+        script.seek(0)
+        command = ["setpriv", "--pdeathsig=KILL", "qemu-io", "-t", "unsafe", discarding_name(path)]
+        with subprocess.Popen(command, stdin=script, stdout=said, stderr=said) as process:
+            try:
+                while True:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(0.5)
+                        break
+                    check()
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            said.seek(0)
+            words = said.read().decode(errors="replace").replace("qemu-io> ", "").strip()
+            failure = NoSpace if "No space left" in words or "quota exceeded" in words else CopyFailed
+            raise failure(f"The image {path} cannot be changed: {words[-300:]}.", "See to the space.")
 
 
 def digest(path: str, on_progress: Callable[[int], None] = lambda done: None) -> str:

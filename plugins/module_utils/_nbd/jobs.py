@@ -154,8 +154,8 @@ def transfer(
         # It works in several places at a time, so that the end may be reached before all is done.
         watch.tell(task.name, stage, min(done, of - 1), of, passed)
 
-    depth = settings.request_depth or min(_MOST_REQUESTS, _QUEUE // request)
-    options = ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
+    depth = settings.request_depth or default_depth(request)
+    options = queue(request, depth)
     log = copy.RequestLog()
     with task.disk.open() as disk:
         serve = partial(servers.disk_server, disk, threads=depth, log=log.path)
@@ -166,6 +166,16 @@ def transfer(
         size = task.capacity if total is None else total
         watch.tell(task.name, stage, size, size, outcome.tally.read + outcome.tally.written)
     return outcome
+
+
+def default_depth(request: int) -> int:
+    """Requests of this size in flight per disk."""
+    return min(_MOST_REQUESTS, _QUEUE // request)
+
+
+def queue(request: int, depth: int) -> list[str]:
+    """nbdcopy's options for requests of this size, as many in flight."""
+    return ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
 
 
 def request_size(settings: Settings, work: Sequence[areas.Area] | None, over_read: float = 1.1) -> int:

@@ -16,7 +16,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     locks,
     pins,
     points,
-    starting,
+    switching,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Point, PointId
@@ -65,12 +65,14 @@ def remove(
     run = uuid.uuid4().hex
     locks.acquire(directory, run, lease, lock_timeout)
     try:
+        # What a merge has committed counts, and may be what no longer needs this point.
+        switching.recover(directory)
         point = _removable(repository, point_id, force)
         with files.reporting("delete the restore point"):
             # Out of sight first, at once: a reader never sees half of it.
             os.rename(target, target + layout.DELETED)
             files.sync_directory(directory)
-        starting.sweep(directory)
+        switching.recover(directory)
     finally:
         locks.release(directory, run)
     return True, point
