@@ -118,6 +118,7 @@ class Disk:
 
     def put(self, offset: int, data: bytes) -> None:
         """The guest writes."""
+        assert offset + len(data) <= len(self.content)
         self.content[offset : offset + len(data)] = data
         self.log[-1].update(range(offset // BLOCK, -(-(offset + len(data)) // BLOCK)))
 
@@ -324,7 +325,8 @@ class Repository:
         except (modules.ModuleFailed, BackupError) as failure:
             self.run("restore_point", state="aborted", **point)
             if isinstance(failure, BackupError):
-                raise modules.ModuleFailed({"msg": str(failure)}) from failure
+                kind = type(failure).__name__
+                raise modules.ModuleFailed({"msg": str(failure), "error_type": kind}) from failure
             raise
         return held, done["restore_point"]
 
