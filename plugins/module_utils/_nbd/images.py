@@ -68,6 +68,19 @@ def info(path: str) -> dict[str, Any]:
     return header
 
 
+def check_capacity(path: str, capacity: int) -> None:
+    """See that an image is one of a disk of this many bytes.
+
+    :raises InvalidInput: it is not
+    """
+    size = info(path)["virtual-size"]
+    if size not in (capacity, virtual_size(capacity)):
+        raise InvalidInput(
+            f"The image {path} is of a disk of about {size} bytes, not of {capacity}.",
+            "Give the capacity of the disk that was backed up, and a disk of that size.",
+        )
+
+
 def chain(path: str) -> list[str]:
     """The image and all the images below it, the topmost first.
 
