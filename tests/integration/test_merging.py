@@ -89,7 +89,8 @@ def assert_all_good(backup: Backup, contents: dict[str, list[int]], scratch: Pat
     verified = [one["verified"] for one in backup.info(verify="content")]
     assert all(one["ok"] for one in verified), verified
     if recovered:
-        assert not [name for name in os.listdir(backup.directory) if not manifest.is_time(name)]
+        names = [name for name in os.listdir(backup.directory) if not name.startswith(".lock-")]
+        assert all(map(manifest.is_time, names)), names
 
 
 def contents_of(backup: Backup) -> dict[str, list[int]]:
@@ -313,8 +314,10 @@ def tree(path: Path) -> dict[str, bytes | None]:
     return {str(one.relative_to(path)): one.read_bytes() if one.is_file() else None for one in sorted(path.rglob("*"))}
 
 
-@pytest.mark.parametrize("which", range(4))
-@pytest.mark.parametrize("how", ["flipped", "gone", "shorter", "other parent"])
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [*((which, how) for which in range(4) for how in ("flipped", "gone", "shorter")), (2, "other parent")],
+)
 def test_a_damaged_image_is_named_and_nothing_changes(backup: Backup, which: int, how: str) -> None:
     moments = times(backup)
     path = backup.directory / moments[which] / "disk-2001.qcow2"
@@ -326,8 +329,6 @@ def test_a_damaged_image_is_named_and_nothing_changes(backup: Backup, which: int
     path.write_bytes(data[:-1] if how == "shorter" else data)
     if how == "gone":
         path.unlink()
-    if how == "other parent" and which == 0:
-        pytest.skip("it has none")
     before = tree(backup.path)
     with pytest.raises(Damaged) as caught:
         merge(backup.path, moments[3:])
@@ -338,11 +339,11 @@ def test_a_damaged_image_is_named_and_nothing_changes(backup: Backup, which: int
 def test_a_full_file_system_leaves_all_as_it_was(backup: Backup, tmp_path: Path) -> None:
     small, moments = tmp_path / "small", times(backup)
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2200k", "none", small], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", small], check=False).returncode:
         pytest.skip("may not mount a file system here")
     try:
         moved = shutil.copytree(backup.path, small / "repository")
-        (small / "rest").write_bytes(bytes(max(0, os.statvfs(small).f_bavail * 4096 - 300_000)))
+        (small / "rest").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 500_000))
         before = tree(moved)
         with pytest.raises(NoSpace):
             merge(moved, moments[3:])
