@@ -139,42 +139,68 @@ def test_a_synthetic_full_stands_on_nothing_and_the_others_stay(backup: Backup, 
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_every_step_it_loses_nothing(backup: Backup, tmp_path: Path) -> None:
-    """Merges and deletions, killed before each change on disk and each program; looked at before and after recovery."""
+def live_through_kills(backup: Backup, scratch: Path, work: Callable[[list[str]], Any], stride: int) -> set[str]:
+    """Do ``work``, which keeps the last two points, killed at every ``stride``-th step; what was seen in its middle."""
     contents, moments = contents_of(backup), times(backup)
     kept = moments[2:]
-    origin = tmp_path / "origin"
+    origin = scratch / "origin"
     backup.path.rename(origin)
     step, outcome, seen = 0, "", set()
     while outcome != "done":
         shutil.copytree(origin, backup.path)
-        child = Child(
-            lambda: [len(merge(backup.path, kept, [(moments[3], "disk-2000.qcow2")]))], processes.killed_at(step)
-        )
+        child = Child(lambda: [bool(work(kept))], processes.killed_at(step))
         outcome = child.end()
         child.gone()
-        names = {name.partition(".")[2] for name in os.listdir(backup.directory) if not name.startswith(".")}
-        merging_names = [name for name in os.listdir(backup.directory) if name.endswith(layout.MERGING)]
-        committed = any((backup.directory / name / layout.MERGED).exists() for name in merging_names)
-        seen |= names | ({"committed"} if committed else set())
+        processes.count("merge killed")
+        merges = [backup.directory / name for name in os.listdir(backup.directory) if name.endswith(layout.MERGING)]
+        seen |= {name.partition(".")[2] for name in os.listdir(backup.directory) if not name.startswith(".")}
+        seen |= {"committed" for one in merges if (one / layout.MERGED).exists()}
+        seen |= {f"with {len(list(one.glob('*.qcow2')))}" for one in merges if (one / layout.MERGED).exists()}
         left = {moment: content for moment, content in contents.items() if moment in times(backup)}
         assert set(kept) <= set(left)
-        assert_all_good(backup, left, tmp_path / "raw", recovered=False)
+        assert_all_good(backup, left, scratch / "raw", recovered=False)
 
         swept = backup.start(DISKS, check=True)["swept"]
-        assert set(merging_names) <= set(swept)
+        assert {one.name for one in merges} <= set(swept)
         started = backup.start(DISKS)
         assert started["swept"] == swept
         assert [since["reason"] for since in started["since"]] == [None, None], step
         backup.abort(started)
-        assert_all_good(backup, left, tmp_path / "raw")
+        assert_all_good(backup, left, scratch / "raw")
 
-        merge(backup.path, kept)
-        assert_all_good(backup, {moment: contents[moment] for moment in kept}, tmp_path / "raw")
+        work(kept)
+        assert_all_good(backup, {moment: contents[moment] for moment in kept}, scratch / "raw")
         shutil.rmtree(backup.path)
-        step += 3 if step % 2 else 1
-    assert {"merging", "deleted", "committed"} <= seen
-    assert step > 60
+        step += stride
+    return seen
+
+
+def test_killed_at_every_step_of_its_file_work_it_loses_nothing(backup: Backup, tmp_path: Path) -> None:
+    """Looked at before and after recovery. The image is made once, then copied: its making is another test's."""
+    canned: dict[str, Any] = {}
+
+    def make(*fixed: Any, target: str, **options: Any) -> Any:
+        image = tmp_path / os.path.basename(target).partition(".qcow2")[0]
+        if not image.exists():
+            canned[image.name] = images.make_image(*fixed, target=target, **options)
+            shutil.copy(target, image)
+        else:
+            shutil.copy(image, target)
+        return canned[image.name]
+
+    origin = shutil.copytree(backup.path, tmp_path / "copy")
+    merge(backup.path, times(backup)[2:], make=make)
+    shutil.rmtree(backup.path)
+    origin.rename(backup.path)
+    seen = live_through_kills(backup, tmp_path, lambda kept: merge(backup.path, kept, make=make), stride=1)
+    assert {"merging", "deleted", "committed", "with 2", "with 1", "with 0"} <= seen
+
+
+def test_killed_anywhere_it_loses_nothing(backup: Backup, tmp_path: Path) -> None:
+    """The programs that make images among the steps."""
+    synthetic = [(times(backup)[3], "disk-2000.qcow2")]
+    seen = live_through_kills(backup, tmp_path, lambda kept: merge(backup.path, kept, synthetic), stride=9)
+    assert {"merging", "deleted"} <= seen
 
 
 def test_a_check_sees_a_committed_merge_as_it_will_be(backup: Backup) -> None:
