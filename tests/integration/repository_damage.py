@@ -105,7 +105,7 @@ class Damage:
 
     def _delete(self) -> str:
         """A whole restore point goes that no other one needs."""
-        safe = set(self.repository.moments) - self.affected()
+        safe = set(self.repository.moments) - self.affected() - self.sequence.upkeep.pinned
         needed = {file for point in self.repository.moments for file in self.needs[point] - {f"{point}/point.json"}}
         free = [
             point
@@ -126,8 +126,11 @@ class Damage:
         return ""
 
     def _clear(self) -> str:
-        """All that is damaged is deleted, the newest first."""
-        gone = sorted(self.affected(), reverse=True)
-        for point in gone:
+        """All that is damaged is deleted with what stands on it, the newest first."""
+        gone = self.affected()
+        gone |= {point for point in self.needs if self.needs[point] & {f"{one}/point.json" for one in gone}}
+        for point in sorted(gone & set(self.repository.moments), reverse=True):
+            if point in self.sequence.upkeep.pinned:
+                self.sequence.upkeep.unpin(point)
             self.sequence.remove(point, force=True)
         return f"{len(gone)}"

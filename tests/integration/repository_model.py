@@ -322,12 +322,12 @@ class Repository:
                 snapshot_time=taken.isoformat(),
                 consistency="crash",
             )
-        except (modules.ModuleFailed, BackupError) as failure:
+        except (modules.ModuleFailed, BackupError, OSError) as failure:
             self.run("restore_point", state="aborted", **point)
-            if isinstance(failure, BackupError):
-                kind = type(failure).__name__
-                raise modules.ModuleFailed({"msg": str(failure), "error_type": kind}) from failure
-            raise
+            if isinstance(failure, modules.ModuleFailed):
+                raise
+            kind = type(failure).__name__
+            raise modules.ModuleFailed({"msg": str(failure), "error_type": kind}) from failure
         return held, done["restore_point"]
 
     def _copy(
