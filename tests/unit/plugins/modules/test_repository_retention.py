@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import locks
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import locks, switching
 from ansible_collections.holdfast.backup.tests.unit import documents
 from ansible_collections.holdfast.backup.tests.unit.repositories import FCD, VM, Backup, disk, fcd_disk, qemu_img
 
@@ -514,6 +515,24 @@ def test_leftovers_of_dead_runs_go(machine: Machine, raw: Path) -> None:
     assert plan["objects"][0]["swept"] == result["objects"][0]["swept"] == [left.name]
     assert result["changed"]
     machine.check(raw)
+
+
+@pytest.mark.parametrize("manifest_is", ["old", "torn"])
+def test_merge_that_was_committed_is_brought_to_its_end(
+    machine: Machine, raw: Path, monkeypatch: pytest.MonkeyPatch, manifest_is: str
+) -> None:
+    made = [one["id"] for one in machine.daily(4)]
+    with monkeypatch.context() as patch:
+        patch.setattr(switching, "_put_in_place", mock.Mock(side_effect=OSError(5, "I/O error")))
+        assert machine.retention(keep_last=2, fail=True)["error_type"] == "RepositoryError"
+    if manifest_is == "torn":
+        (machine.path / made[2] / "point.json").write_text("")
+    plan = machine.retention(keep_last=2, check=True)
+    result = machine.retention(keep_last=2)
+    assert result["objects"][0]["swept"] == [f"{made[2].split('/')[1]}.merging"]
+    assert result["objects"][0]["merges"] == []
+    assert planned(plan) == planned(result)
+    assert machine.check(raw) == made[2:]
 
 
 def test_merge_is_limited(machine: Machine, raw: Path) -> None:
