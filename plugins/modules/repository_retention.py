@@ -220,7 +220,9 @@ options:
     type: bool
     default: false
   lock_timeout:
-    description: Seconds to wait for a run that is writing restore points of the same virtual machine or disk.
+    description:
+      - Seconds to wait for a run that is writing restore points of the same virtual machine or disk, when all others
+        are done.
     type: int
     default: 0
   lease:
@@ -500,7 +502,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if params["merge"] and not module.check_mode:
         requirements.check_programs(merging=True)
     repository = layout.open_repository(params["repository"])
-    objects = listing.objects(repository, _selection(params))
+    object_ids = listing.object_ids(repository, _selection(params))
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
         settings = merging.Settings(directory, params["rate_limit"], params["compression"])
@@ -513,11 +515,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             lease=params["lease"],
             dry=module.check_mode,
         )
-        outcome = pruning.prune(repository, objects, wishes, how)
+        outcome = pruning.prune(repository, object_ids, wishes, how)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     result = {**_result(repository, outcome.reports), "warnings": _warnings(outcome.reports, wishes)}
-    _raise_problems(outcome, result, len(objects), module.check_mode)
+    _raise_problems(outcome, result, module.check_mode)
     return result
 
 
@@ -574,7 +576,7 @@ def _selection(params: Mapping[str, Any]) -> Selection:
 
 
 def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:
-    before = {report.object_id: [str(one.entry.id) for one in report.plan.verdicts.values()] for report in reports}
+    before = {report.object_id: [one["id"] for one in report.restore_points] for report in reports}
     gone = {point_id for report in reports for point_id in report.removed}
     return {
         "changed": any(report.changed for report in reports),
@@ -596,16 +598,16 @@ def _warnings(reports: list[Report], wishes: _Wishes) -> list[str]:
     if wishes.rules.are_none and any(wishes(report.owner).rules is wishes.rules for report in reports):
         warnings.append("No rule says which restore points to keep, so all of them stay.")
     for report in reports:
-        damaged = [one for one in report.plan.verdicts.values() if one.problem is not None and one.keep]
+        damaged = [one for one in report.restore_points if one["problem"] is not None and one["keep"]]
         if damaged:
             warnings.append(
                 f"{len(damaged)} restore points of {report.name} are damaged. They stay and count for no rule. "
-                f"{damaged[-1].entry.id} is {damaged[-1].problem}"
+                f"{damaged[-1]['id']} is {damaged[-1]['problem']}"
             )
     return warnings
 
 
-def _raise_problems(outcome: Outcome, result: dict[str, Any], count: int, dry: bool) -> None:
+def _raise_problems(outcome: Outcome, result: dict[str, Any], dry: bool) -> None:
     """Fail when something was not done; that a run is at work now says nothing about a plan."""
     problems = [(report.name, report.problem) for report in outcome.reports if report.problem is not None]
     if dry:
@@ -617,11 +619,10 @@ def _raise_problems(outcome: Outcome, result: dict[str, Any], count: int, dry: b
     kind: type[BackupError] = kinds.pop() if len(kinds) == 1 else RepositoryError
     if outcome.stopped is not None:
         kind = type(outcome.stopped)
-    undone = count - len(outcome.reports)
     raise kind(
-        f"Retention failed for {len(problems)} of {count} virtual machines and disks: "
+        f"Retention failed for {len(problems)} of {len(outcome.reports) + outcome.undone} virtual machines and disks: "
         + " ".join(f"{name}: {problem.message}" for name, problem in problems)
-        + (f" {undone} were not looked at." if undone else ""),
+        + (f" Not looked at: {outcome.undone}." if outcome.undone else ""),
         problems[0][1].next_step,
         **details,
     )

@@ -19,6 +19,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import merging
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import locks, switching
 from ansible_collections.holdfast.backup.tests.unit import documents
 from ansible_collections.holdfast.backup.tests.unit.repositories import FCD, VM, Backup, disk, fcd_disk, qemu_img
@@ -135,6 +137,7 @@ class Machine(Backup):
                 qemu_img("convert", "-f", "qcow2", "-O", "raw", path, to)
                 assert to.read_bytes() == self.expected[one["id"]][image], f"{one['id']}/{image}"
                 qemu_img("check", "-q", "-f", "qcow2", path)
+        assert not list(self.directory.glob(".lock*/*"))
         assert not [path for path in self.directory.iterdir() if path.suffix in (".merging", ".deleted", ".partial")]
         return [one["id"] for one in own]
 
@@ -393,6 +396,45 @@ def test_run_at_work_is_waited_for_or_told(machine: Machine, raw: Path) -> None:
     assert machine.retention(keep_last=1, lock_timeout=60)["removed"] == 2
     waiting.join()
     assert machine.check(raw) == made[2:]
+
+
+def test_others_are_done_before_a_run_is_waited_for(
+    run_module: Callable[..., dict[str, Any]], machine: Machine, raw: Path
+) -> None:
+    other = Machine(run_module, machine.path, OTHER)
+    made = [one.daily(3)[-1]["id"] for one in (machine, other)]
+    run = machine.start(list(machine.disks.values()))["restore_point"]["run"]
+    (machine.path / ("f" + OTHER["instance_uuid"][1:])).mkdir()  # of a first backup that came to nothing
+    seen = []
+
+    def release() -> None:
+        seen.extend(one for one in other.directory.iterdir() if one.name.startswith("2"))
+        locks.release(str(machine.directory), run)
+
+    waiting = threading.Timer(8, release)
+    waiting.start()
+    result = machine.retention(keep_last=1, lock_timeout=60)
+    waiting.join()
+    assert len(seen) == 1  # of the other one that could be done
+    assert [one["vm"]["name"] for one in result["objects"]] == ["web01", "db01"]
+    assert [machine.check(raw), other.check(raw)] == [made[:1], made[1:]]
+
+
+def test_told_to_stop_it_stops(
+    run_module: Callable[..., dict[str, Any]], machine: Machine, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Machine(run_module, machine.path, OTHER)
+    made = [[one["id"] for one in each.daily(3)] for each in (machine, other)]
+    with monkeypatch.context() as patch:
+        stop = mock.Mock(side_effect=BackupError("The module was asked to stop (SIGTERM).", "Run it again."))
+        patch.setattr(merging, "make_image", stop)
+        answer = machine.retention(keep_last=1, fail=True)
+    assert stop.call_count == 1
+    assert (answer["error_type"], answer["next_step"]) == ("BackupError", "Run it again.")
+    assert "asked to stop" in answer["msg"]
+    assert "Not looked at: 1." in answer["msg"]
+    assert len(answer["objects"]) == 1
+    assert [machine.check(raw), other.check(raw)] == made
 
 
 def test_too_little_space_leaves_everything(
