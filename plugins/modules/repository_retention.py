@@ -19,6 +19,7 @@ description:
   - The newest restore point of a chain that has grown long, or old, gets full images made from the chain.
   - Pinned restore points stay, and so does the newest complete one, whatever the rules. A damaged one stays with what
     it may stand on, and counts for no rule.
+  - In diff mode each restore point is shown with the reason why it stays or goes.
   - What the work will cost is told in check mode, and what it has cost afterwards. When it does not fit into the free
     space, the restore points of that virtual machine or disk are left as they are.
   - Each virtual machine or disk is done on its own. What fails for one hinders no other; the module fails at its end
@@ -576,8 +577,15 @@ def _selection(params: Mapping[str, Any]) -> Selection:
 
 
 def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:
-    before = {report.object_id: [one["id"] for one in report.restore_points] for report in reports}
     gone = {point_id for report in reports for point_id in report.removed}
+    # What a reader of the diff wants to see: each restore point, and why it stays or goes.
+    before = {
+        report.object_id: {one["id"]: ", ".join(one["reasons"]) for one in report.restore_points} for report in reports
+    }
+    after = {
+        object_id: {point_id: why for point_id, why in found.items() if point_id not in gone}
+        for object_id, found in before.items()
+    }
     return {
         "changed": any(report.changed for report in reports),
         "repository": repository.as_dict(),
@@ -586,10 +594,7 @@ def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:
         "bytes_written": sum(report.costs.bytes_written for report in reports),
         "bytes_freed": sum(report.costs.bytes_freed for report in reports),
         "removed": len(gone),
-        "diff": {
-            "before": before,
-            "after": {object_id: [one for one in ids if one not in gone] for object_id, ids in before.items()},
-        },
+        "diff": {"before": before, "after": after},
     }
 
 

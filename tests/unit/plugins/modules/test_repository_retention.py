@@ -215,8 +215,9 @@ def test_parents_go_and_their_children_stay(machine: Machine, raw: Path, compres
     assert result["objects"][0]["removed"] == made[4::-1]
     assert [one["from"] for one in result["objects"][0]["merges"]] == [made[:6], made[:6]]
     assert result["removed"] == 5
-    assert result["diff"]["before"] == {VM["instance_uuid"]: made}
-    assert result["diff"]["after"] == {VM["instance_uuid"]: made[5:]}
+    stays = {made[5]: "last", made[6]: "last, weekly 2026-W02"}
+    goes = dict.fromkeys(made[:5], "no rule keeps it")
+    assert result["diff"] == {"before": {VM["instance_uuid"]: {**goes, **stays}}, "after": {VM["instance_uuid"]: stays}}
     # What was merged is as good a parent as any.
     assert {one["kind"] for one in machine.daily()[0]["disks"]} == {"incremental"}
     machine.check(raw)
