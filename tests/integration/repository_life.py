@@ -36,8 +36,8 @@ FILES = 4  # of tests, among which the sequences are shared
 MOST_POINTS = 14
 COMPRESSIONS = ("zstd", "zstd", "zstd", "zlib", "none")
 # Steps, and seconds, within which a process of each kind is done.
-STEPS_OF = {"back_up": 60, "delete": 14, "restore": 4, "retain": 0}
-SECONDS_OF = {"back_up": 0.3, "delete": 0.02, "restore": 0.15, "retain": 0.6}
+STEPS_OF = {"back_up": 60, "delete": 14, "restore": 4, "retain": 0, "verify": 12}
+SECONDS_OF = {"back_up": 0.3, "delete": 0.02, "restore": 0.15, "retain": 0.6, "verify": 0.2}
 
 
 def seeds(part: int) -> range:
@@ -69,6 +69,7 @@ class Sequence:
             self.kill: 12,
             self.two_at_once: 4,
             self.upkeep.pin: 3,
+            self.upkeep.verify: 4,
             self.upkeep.retain: 10,
             self.upkeep.read_meanwhile: 2,
             self.damage: 4,
@@ -255,7 +256,7 @@ class Sequence:
     def kill(self) -> str:
         """Something is killed in its middle; what comes next finds everything whole."""
         kind = self.dice.choice(sorted(STEPS_OF))
-        return self.upkeep.kill_retain() if kind == "retain" else getattr(self, f"kill_{kind}")()
+        return str(getattr(self.upkeep if kind in ("retain", "verify") else self, f"kill_{kind}")())
 
     def kill_back_up(self) -> str:
         """A backup."""
@@ -352,13 +353,17 @@ class Sequence:
         machine.write()
         timeout = self.dice.choice((0, 30))
         children = []
-        for kind in (self.dice.choice(("back_up", "retain")), "back_up"):
-            work = self.upkeep.of(machine, timeout) if kind == "retain" else self.backup_of(machine, timeout)
+        works = {"back_up": self.backup_of, "retain": self.upkeep.of, "verify": self.upkeep.verify_of}
+        pair = [self.dice.choice(("back_up", "retain")), self.dice.choice(("back_up", "back_up", "verify"))]
+        for kind in pair:
+            work = works[kind](machine, timeout)
             children.append((kind, Child(work)))
             time.sleep(self.dice.choice((0, self.dice.uniform(0, 0.2))))
         told = [f"{kind} {child.end()}" for kind, child in children]
         for kind, child in children:
-            if child.outcome == "failed":
+            if child.outcome == "failed" and kind == "verify":
+                assert child.result.get("error_type") == "NotFound", child.result  # retention has deleted it
+            elif child.outcome == "failed":
                 assert child.result.get("error_type") == "Locked", child.result
                 assert not timeout
             elif kind == "back_up":
@@ -367,8 +372,9 @@ class Sequence:
             if kind == "retain":
                 self.upkeep.forget(set(self.upkeep.removed(child.result)))
         assert any(child.outcome == "done" for kind, child in children)
-        for disk in machine.disks.values():
-            disk.snapshot()
+        if "back_up" in pair:
+            for disk in machine.disks.values():
+                disk.snapshot()
         self.repository.assert_tidy(machine.id)
         return f"{told}"
 
