@@ -71,7 +71,7 @@ def verify(repository: Repository, point_id: PointId, verifier: Verifier, dry: b
         raise points.no_point(point_id)
     known = Known(repository)
     changed = verification.store(repository, known, report.findings, {point_id: report.disks}, dry)
-    damaged = damage.faults(entries, known, report.findings, {point_id: report.disks}) if report.problems else {}
+    damaged = damage.faults(entries, known) if report.problems else {}
     return Checked(
         changed, entry, report, before, _stored(known, entries, entry), damage.report(repository, entries, damaged)
     )
