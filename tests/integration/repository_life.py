@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -399,4 +400,5 @@ def live(seed: int, directory: Path) -> None:
     """Sequence ``seed``, in a directory of its own."""
     say(f"again: HOLDFAST_REPOSITORY_SEED={seed} HOLDFAST_REPOSITORY_SEQUENCES=1 HOLDFAST_REPOSITORY_STEPS={STEPS}")
     Sequence(seed, directory).live(STEPS)
-    processes.count("sequence of a repository")
+    processes.count("lives of a repository")
+    shutil.rmtree(directory)  # many of them together are large

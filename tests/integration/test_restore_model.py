@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import reverts
 from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.integration import processes
 from ansible_collections.holdfast.backup.tests.integration.backup_chain import Run
 from ansible_collections.holdfast.backup.tests.integration.restore_model import MIB, Machine, Moment, Repository
 from ansible_collections.holdfast.backup.tests.modules import ModuleFailed
@@ -248,3 +249,4 @@ def test_whatever_happens_what_is_restored_is_what_was(
     monkeypatch.setattr(reverts, "MARGIN", timedelta(0))  # there is one clock here
     say(f"again: HOLDFAST_SEED={seed} HOLDFAST_SEQUENCES=1 HOLDFAST_STEPS={STEPS}")
     Sequence(lab, seed, tmp_path).live(STEPS)
+    processes.count("lives of a VM")
