@@ -156,8 +156,9 @@ notes:
     for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
     For first class disks C(Datastore.FileManagement) is needed besides.
   - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
-  - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain. Of a
-    first class disk, clear the control flag for change tracking before, and set it again afterwards.
+  - After a restore onto disks of a virtual machine that stays, reset its change tracking, with
+    O(holdfast.backup.disk_changed_areas#module:tracking=reset), and begin a new chain. Of a first class
+    disk, clear the control flag for change tracking before, and set it again afterwards.
 """
 
 EXAMPLES = r"""
