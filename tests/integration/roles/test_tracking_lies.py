@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.integration.backup_chain import Chain
 from ansible_collections.holdfast.backup.tests.integration.roles import volumes
 from ansible_collections.holdfast.backup.tests.integration.roles.support import (
     BACKUP,
@@ -196,3 +199,28 @@ def test_first_class_disk_that_is_left_to_its_machine(site: Site):
     outcome = volumes.run(site, volumes.BACKUP, hosts)["pvc-with-vm"]
     assert (outcome.result["restore_point"], outcome.result["verified"]) == (None, None)
     assert outcome.result["distrusted"] == []
+
+
+# Another way in which what is known of a machine does not hold for it any more.
+ELSEWHERE = "7f3c1d0e-5a1b-4a8e-9c39-0d2b6a0c7e41"
+
+
+def test_restore_points_of_another_vcenter(site: Site):
+    """One of two machines with the same UUID, or one that has moved: only a person knows, and says so once."""
+    stranger, moved = (site.machine(name, [MIB]) for name in ("stranger", "moved"))
+    for machine in (stranger, moved):
+        options = {"restore_point": {"vcenter": ELSEWHERE}}
+        Chain(site.lab.module_args(), machine.moid, str(site.repository), site.lab.vddk_libdir, options).backup(
+            modules.run
+        )
+    run = site.run(BACKUP, {"stranger": {}, "moved": {"vm_backup_moved": True}}, rc=2)
+    message = run["stranger"].message
+    assert ELSEWHERE in message
+    assert run["moved"].result["disks"][0]["reason"] == f"moved here from vCenter {ELSEWHERE}"
+    assert not run["moved"].failed
+    assert len(site.points(stranger)) == 1
+    older, newer = site.points(moved)
+    assert contents(newer) == moved.contents()
+    told = modules.run("disk_changed_areas", {**site.lab.module_args(), "moid": moved.moid})["vcenter"]
+    recorded = [json.loads((Path(point["path"]) / "point.json").read_text())["vcenter"] for point in (older, newer)]
+    assert recorded == [ELSEWHERE, told]
