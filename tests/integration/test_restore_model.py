@@ -119,6 +119,7 @@ class Sequence:
     def backup_on_a_bad_day(self) -> str:
         """With something going wrong: it succeeds all the same, or leaves nothing."""
         undo, told = self._trouble()
+        say(f"    {told}")
         try:
             told = f"{told}: {self._back_up(self._watch)['id']}"
         except ModuleFailed as failure:
@@ -213,6 +214,7 @@ class Sequence:
         elif kind == "call":
             fault = dice.choice(("NotAuthenticated", "HostCommunication", "FileFault"))
             lab.fault(method=dice.choice(CALLS), fault=fault, skip=dice.randrange(6))
+            kind = f"call {fault}"
         elif kind == "drop":
             lab.fault(method="*", drop=True, skip=dice.randrange(40))
         elif kind == "read":
@@ -232,6 +234,8 @@ class Sequence:
             lab.clear_faults()
             lab.vddk(reset=True)
             lab.tracking(**knobs)
+            if "NotAuthenticated" in kind:  # who is told so logs in anew; the lab has not really ended the session
+                lab.expire_sessions()
 
         return undo, kind
 
