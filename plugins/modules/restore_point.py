@@ -157,6 +157,12 @@ options:
         one may need. A pinned one is not deleted, also not with this.
     type: bool
     default: false
+  progress_dir:
+    description:
+      - With O(state=verified), a directory on the proxy in which the progress is written and a sign of life is looked
+        for.
+      - Not to be set in a playbook.
+    type: path
 seealso:
   - module: holdfast.backup.restore_point_info
   - module: holdfast.backup.vddk_copy
@@ -382,6 +388,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     checking,
     completing,
@@ -396,7 +403,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Point, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import Verifier
 
 # What a restore point was before a state was brought about.
 _BEFORE = {
@@ -431,6 +437,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "level": {"type": "str", "choices": list(verification.LEVELS[1:]), "default": "content"},
     "reason": {"type": "str"},
     "force": {"type": "bool", "default": False},
+    "progress_dir": {"type": "path"},
 }
 
 
@@ -535,8 +542,10 @@ def _verify(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     else:
         requirements.check_program("qemu-img")
     repository = layout.open_repository(params["repository"])
-    verifier = Verifier(repository, level, images.check, content.content_hash)
-    checked = checking.verify(repository, point_id, verifier, dry)
+    watch = Watch(params["progress_dir"])
+    checked = checking.verify(
+        repository, point_id, level, images.check, content.content_hash, (watch.check, watch.tell), dry
+    )
     report, seconds = checked.report, time.monotonic() - begun
     answer = _of_complete(params, checked.changed, point_id)
     answer["damage"] = checked.damage

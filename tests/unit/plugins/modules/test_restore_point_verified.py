@@ -527,6 +527,20 @@ def test_a_share_that_goes_away_is_said_and_no_damage(
     assert list(backup.path.iterdir()) == []
 
 
+def test_the_progress_is_told_and_a_watcher_that_is_gone_ends_it(
+    backup: Backup, chain: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    assert "is gone" in verify(backup, chain[2], progress_dir=str(watched), fail=True)["msg"]
+    assert stored(backup) == [None] * 4
+    (watched / "watched").touch()
+    size = verify(backup, chain[2], progress_dir=str(watched))["restore_point"]["verified"]["bytes"]
+    last = json.loads((watched / "progress").read_text().splitlines()[-1])
+    del last["time"]
+    assert last == {"disk": chain[2]["id"], "stage": "content", "done": size, "total": size, "passed": size}
+
+
 # --- what it needs ---------------------------------------------------------------------------------------------------
 
 
