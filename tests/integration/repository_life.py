@@ -70,8 +70,10 @@ class Sequence:
             self.kill: 12,
             self.two_at_once: 4,
             self.upkeep.pin: 3,
-            self.upkeep.verify: 4,
+            self.upkeep.verify: 3,
+            self.upkeep.verify_all: 2,
             self.upkeep.retain: 10,
+            self.upkeep.retain_on_a_filling_disk: 3,
             self.upkeep.read_meanwhile: 2,
             self.damage: 4,
             self.jump: 3,
@@ -192,8 +194,6 @@ class Sequence:
         moment = processes.failing_at(step, error, self.repository.path, lasting)
         child = Child(lambda: self.repository.back_up(machine, **options)[1], moment)
         outcome = self.settle(child, "back_up", machine)
-        if outcome == "failed":
-            assert "MODULE FAILURE" not in child.result["msg"], child.result
         return f"{errno.errorcode[error]} at {step}: {outcome} {child.result.get('msg', '')}"
 
     def delete(self) -> str:
@@ -326,6 +326,8 @@ class Sequence:
         outcome = child.end()
         if outcome == "killed":
             processes.count(f"killed {kind}")
+        if outcome == "failed":
+            assert "error_type" in child.result, child.result  # told in order
         if self.dice.random() < 0.7:
             child.gone()
         moments = self.repository.moments
