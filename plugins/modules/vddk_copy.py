@@ -495,9 +495,15 @@ def _copy(
         guarded = movable and any(result["changed"] or result["bytes_read"] for result in plan)
         with _unmoved(module, plugin, access, owner) if guarded else nullcontext():
             results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
+    written = params["direction"] == "restore" and not module.check_mode
     for task, result in zip(tasks, results):
         for warning in result["warnings"]:
             module.warn(f"{task.name}: {warning}")
+        if written and result["changed"] and owner.kind == "vm" and task.facts["change_id"]:
+            module.warn(
+                f"{task.name}: change tracking may answer wrongly about a disk that was written to in this way. "
+                "Start it anew with tracking=reset of disk_changed_areas before the next backup."
+            )
     return {
         "changed": any(result["changed"] for result in results),
         owner.kind: owner.identity,
