@@ -215,7 +215,7 @@ class Batch:
         begun = 0
         for unit in units:
             too_large = self._wanted.max_bytes and begun + unit.size > self._wanted.max_bytes
-            if self._stopped or (begun and (too_large or time.monotonic() >= self._deadline)):
+            if self._stopped or (begun and too_large):
                 return
             begun += max(unit.size, 1)
             yield unit
