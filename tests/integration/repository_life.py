@@ -68,7 +68,7 @@ class Sequence:
             self.delete: 6,
             self.restore: 2,
             self.restore_on_a_bad_day: 1,
-            self.kill: 12,
+            self.kill: 18,
             self.two_at_once: 4,
             self.upkeep.pin: 3,
             self.upkeep.verify: 3,
@@ -76,7 +76,7 @@ class Sequence:
             self.upkeep.retain: 10,
             self.upkeep.retain_on_a_filling_disk: 3,
             self.upkeep.read_meanwhile: 2,
-            self.damage: 4,
+            self.damage: 6,
             self.jump: 3,
             self.move: 1,
         }
@@ -375,7 +375,8 @@ class Sequence:
         if "back_up" in pair:
             for disk in machine.disks.values():
                 disk.snapshot()
-        self.repository.assert_tidy(machine.id)
+        if "back_up done" in told:  # only a backup clears up what any other has left
+            self.repository.assert_tidy(machine.id)
         return f"{told}"
 
     def note_two(self, children: list[tuple[str, Child]], machine: Machine) -> None:
