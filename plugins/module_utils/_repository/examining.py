@@ -182,12 +182,7 @@ class Examiner:
 
     def _look(self, part: Part) -> None:
         path = part.path(self._repository)
-        if part.disk is not None:
-            images.check(path, part.disk)
-        else:
-            with files.reporting("read a file of the restore point"):
-                if not files.is_plain(path) or os.lstat(path).st_size != part.size:
-                    raise Damaged(f"{path} is missing or not {part.size} bytes long.", NEXT_STEP)
+        look_at(path, part)
         if self._level != records.STRUCTURE:
             # With this hash it is what QEMU found sound before it was recorded.
             with files.reporting("read a file of the restore point"):
@@ -205,6 +200,39 @@ class Examiner:
             return None
         found = [same for point in (entry.point, merged) if point is not None for same in _same(point, part)]
         return found if found or entry.point is None else None
+
+
+def look_at(path: str, part: Part) -> None:
+    """See that a file is there and has its size, and an image a header that fits; reads no more of it.
+
+    :raises Damaged: it is not so
+    """
+    if part.disk is not None:
+        images.check(path, part.disk)
+        return
+    with files.reporting("read a file of the restore point"):
+        if not files.is_plain(path) or os.lstat(path).st_size != part.size:
+            raise Damaged(f"{path} is missing or not {part.size} bytes long.", NEXT_STEP)
+
+
+def faults_seen(repository: Repository, entry: Entry) -> dict[str, str]:
+    """What a mere look at the files of a restore point finds wrong, by their names.
+
+    :raises RepositoryError: they cannot be looked at
+    """
+    # While a merge is put in place an image may be as either of the manifests says, and at either place.
+    places = [(part.path(repository), part) for part in parts_of_entry(entry)]
+    if entry.merging is not None:
+        places += [(os.path.join(entry.path + layout.MERGING, one.name), one) for one in parts_of(entry.merging)]
+    found: dict[str, list[str | None]] = defaultdict(list)
+    for path, part in places:
+        try:
+            look_at(path, part)
+            found[part.name].append(None)
+        except Damaged as error:
+            check_there(repository)
+            found[part.name].append(error.message.rstrip("."))
+    return {name: wrong[0] for name, wrong in found.items() if wrong[0] is not None and all(wrong)}
 
 
 def check_there(repository: Repository) -> None:

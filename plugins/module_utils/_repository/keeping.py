@@ -31,6 +31,9 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.retent
 
 _GOES = "no rule keeps it"
 
+Seen = Mapping[str, Mapping[str, str]]
+"""What is wrong with files, by the time of their restore point and their name."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -89,14 +92,17 @@ def readable(entries: Iterable[Entry]) -> dict[str, Point]:
     return {time: point for time, point in found.items() if point is not None}
 
 
-def decide(entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime) -> dict[str, Verdict]:
+def decide(
+    entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime, seen: Seen | None = None
+) -> dict[str, Verdict]:
     """The verdict on every restore point of an object, by its time.
 
     :param known: what verifications have found
+    :param seen: what a look at the files finds wrong
     :param now: see :func:`retention.judge`
     """
     current = readable(entries)
-    problems = _problems(entries, current, known)
+    problems = _problems(entries, current, known, seen or {})
     pinned = {entry.id.time for entry in entries if pins.read(entry.path) is not None}
     sound = [Candidate(time, point.moment, time in pinned) for time, point in current.items() if problems[time] is None]
     reasons = retention.judge(sound, wishes.rules, now)
@@ -132,7 +138,9 @@ def due_synthetics(verdicts: Mapping[str, Verdict], wishes: Wishes) -> list[tupl
     return due
 
 
-def _problems(entries: Sequence[Entry], current: Mapping[str, Point], known: Known) -> dict[str, str | None]:
+def _problems(
+    entries: Sequence[Entry], current: Mapping[str, Point], known: Known, seen: Seen
+) -> dict[str, str | None]:
     """What is wrong with each point or what it stands on. Every image is looked at once."""
     found: dict[str, str | None] = {}
     of_images: dict[tuple[str, str], str | None] = {}
@@ -144,8 +152,8 @@ def _problems(entries: Sequence[Entry], current: Mapping[str, Point], known: Kno
             continue
         point = current[time]
         for disk in point.disks:
-            of_images[time, disk.image] = _image_problem(current, known, of_images, Link(point, disk))
-        others = (_fault(known, point, file.name, file.sha256) for file in point.files)
+            of_images[time, disk.image] = _image_problem(current, known, seen, of_images, Link(point, disk))
+        others = (_fault(known, seen, point, file.name, file.sha256) for file in point.files)
         contents = (known.of(point).of_disk(disk.image) for disk in point.disks)
         all_problems = [
             *(of_images[time, disk.image] for disk in point.disks),
@@ -157,17 +165,19 @@ def _problems(entries: Sequence[Entry], current: Mapping[str, Point], known: Kno
 
 
 def _image_problem(
-    current: Mapping[str, Point], known: Known, of_images: Mapping[tuple[str, str], str | None], link: Link
+    current: Mapping[str, Point], known: Known, seen: Seen, of_images: Mapping[tuple[str, str], str | None], link: Link
 ) -> str | None:
     try:
         parent = points.below(current, link)
     except Damaged as error:
         return f"broken: {error.message.rstrip('.')}"
     below = None if parent is None else of_images[parent.point.time, parent.disk.image]
-    return below or _fault(known, link.point, link.disk.image, link.disk.sha256)
+    return below or _fault(known, seen, link.point, link.disk.image, link.disk.sha256)
 
 
-def _fault(known: Known, point: Point, name: str, sha256: str) -> str | None:
+def _fault(known: Known, seen: Seen, point: Point, name: str, sha256: str) -> str | None:
+    if name in seen.get(point.time, {}):
+        return f"damaged: {seen[point.time][name]}"
     for record in known.of(point).of_file(name, sha256):
         if not record.ok:
             return f"damaged: verification of {record.time} found {point.time}/{name} damaged"

@@ -24,6 +24,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     RepositoryError,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    examining,
     files,
     layout,
     locks,
@@ -223,7 +224,9 @@ class _Object:
 
     def _plan(self, entries: Sequence[Entry]) -> Plan:
         known = records.Known(self._repository)
-        plan = pruning_plan.plan(entries, known, self._wishes, self._how.now, self._how.reflink)
+        # The rules must not take what has lost a file for sound, and let go what is sound for it.
+        seen = {entry.id.time: examining.faults_seen(self._repository, entry) for entry in entries}
+        plan = pruning_plan.plan(entries, known, self._wishes, self._how.now, self._how.reflink, seen)
         self.report.restore_points = [verdict.as_dict() for verdict in plan.verdicts.values()]
         self.report.planned = plan.costs
         return plan

@@ -17,7 +17,7 @@ from typing import Collection, Mapping, Sequence, Union
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import NoSpace
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import files, keeping, merging
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.keeping import Verdict, Wishes
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.keeping import Seen, Verdict, Wishes
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Point
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.merging import DiskMerge, Merge
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
@@ -81,14 +81,17 @@ class Plan:
             )
 
 
-def plan(entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime, reflink: bool) -> Plan:
+def plan(
+    entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime, reflink: bool, seen: Seen | None = None
+) -> Plan:
     """What to do with the restore points of one object, given what is in the repository.
 
     :param entries: all of them, oldest first
     :param known: what verifications have found
+    :param seen: what a look at the files finds wrong
     :param reflink: whether the file system can share blocks between files
     """
-    verdicts = keeping.decide(entries, known, wishes, now)
+    verdicts = keeping.decide(entries, known, wishes, now, seen)
     current = keeping.readable(entries)
     kept = {time for time, verdict in verdicts.items() if verdict.keep}
     merges = merging.plan(current, kept, keeping.due_synthetics(verdicts, wishes), reflink)

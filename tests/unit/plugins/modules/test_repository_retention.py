@@ -495,18 +495,29 @@ def test_damaged_source_is_not_laundered(
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "shorter"])
-def test_image_that_is_not_there(machine: Machine, how: str) -> None:
+def test_what_has_lost_a_file_is_not_taken_for_sound(machine: Machine, raw: Path, how: str) -> None:
+    """Else the newest would be kept, which cannot be restored, and all that can be would go for it."""
     made = [one["id"] for one in machine.daily(3)]
-    image = machine.path / made[0] / "disk-2000.qcow2"
+    lost = machine.path / made[2] / "disk-2000.qcow2"
     if how == "missing":
-        image.unlink()
+        lost.unlink()
     else:
-        image.write_bytes(b"" if how == "torn" else image.read_bytes()[:-512])
+        lost.write_bytes(b"" if how == "torn" else lost.read_bytes()[:-1])
+    result = act(machine, keep_last=1)
+    kept = {one["id"]: one["reasons"] for one in result["objects"][0]["restore_points"] if one["keep"]}
+    assert list(kept) == made[1:]
+    assert kept[made[1]] == ["last", f"may be needed by damaged {made[2].split('/')[1]}"]
+    assert kept[made[2]][0].startswith("damaged: ")
+    assert "of web01 are damaged" in warnings(result)
+    assert machine.check(raw, {made[2]}) == made[1:]
+
+
+def test_nothing_goes_when_no_restore_point_is_sound(machine: Machine) -> None:
+    made = [one["id"] for one in machine.daily(3)]
+    (machine.path / made[0] / "disk-2000.qcow2").unlink()
     before = files(machine.directory)
-    assert machine.retention(keep_last=1, fail=True)["error_type"] == "Damaged"
-    after = files(machine.directory)
-    assert {name for name in after if name not in before} == {f"{made[0].split('/')[1]}/verified.json"}
-    assert all(after[name] == content for name, content in before.items())
+    machine.retention(keep_last=1, remove_damaged=True)
+    assert files(machine.directory) == before
 
 
 def test_unreadable_manifest_keeps_what_its_images_name(machine: Machine, raw: Path) -> None:
