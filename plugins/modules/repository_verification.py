@@ -341,6 +341,10 @@ def _selection(params: dict[str, Any]) -> Selection:
 
 
 def _raise_problems(module: AnsibleModule, outcome: Outcome, result: dict[str, Any]) -> None:
+    unstored = outcome.unstored
+    if unstored is not None and not (outcome.damage and module.params["fail_on_damage"]):
+        raise type(unstored)(unstored.message, unstored.next_step, **result)
+    more = "" if unstored is None else f" {unstored.message}"
     if not module.params["fail_on_damage"]:
         return
     if outcome.damage:
@@ -348,7 +352,7 @@ def _raise_problems(module: AnsibleModule, outcome: Outcome, result: dict[str, A
         points = {lost["restore_point"] for one in outcome.damage for lost in one["lost"]}
         raise Damaged(
             f"{len(outcome.damage)} files are damaged, {len(points)} restore points are lost in part or as a whole. "
-            f"The first is {first['path']}: {first['what']}",
+            f"The first is {first['path']}: {first['what']}{more}",
             "See 'damage' for what is lost and what can still be restored. Restore the files from a copy of the"
             " repository; the next backup copies the disks in full.",
             **result,

@@ -27,6 +27,7 @@ from ansible_collections.holdfast.backup.tests.integration.processes import Chil
 from ansible_collections.holdfast.backup.tests.integration.repository_damage import Damage
 from ansible_collections.holdfast.backup.tests.integration.repository_machine import MIB, Machine
 from ansible_collections.holdfast.backup.tests.integration.repository_model import Clock, Repository
+from ansible_collections.holdfast.backup.tests.integration.repository_torn import Torn
 from ansible_collections.holdfast.backup.tests.integration.repository_upkeep import Upkeep
 from ansible_collections.holdfast.backup.tests.modules import ModuleFailed
 
@@ -77,6 +78,7 @@ class Sequence:
             self.upkeep.retain_on_a_filling_disk: 3,
             self.upkeep.read_meanwhile: 2,
             self.damage: 6,
+            self.tear: 4,
             self.jump: 3,
             self.move: 1,
         }
@@ -403,6 +405,10 @@ class Sequence:
     def damage(self) -> str:
         """Something in the repository is spoilt. All that does not stand on it can be trusted as before."""
         return Damage(self).live()
+
+    def tear(self) -> str:
+        """A small file is torn, altered or half written, and nothing is lost by it."""
+        return Torn(self).live()
 
 
 def say(text: str) -> None:

@@ -11,7 +11,8 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _FICLONE = 0x40049409
 _BUFFER = 1 << 20
@@ -33,15 +34,16 @@ def clone(source: str, target: str, on_progress: Callable[[int], None]) -> tuple
     """Make ``target`` a copy of a file: whether it shares its blocks, and the SHA-256 of what was copied.
 
     :param on_progress: gets the bytes done so far
-    :raises OSError: a file cannot be read or written
+    :raises OSError: a file cannot be read or written; it names the file
     """
     reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         writer = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             if _share(reader, writer):
-                return True, _pass(writer, None, on_progress)  # what the copy holds is what must be right
-            return False, _pass(reader, writer, on_progress)
+                # What the copy holds is what must be right, and it lies where the source lies.
+                return True, _pass(writer, source, None, "", on_progress)
+            return False, _pass(reader, source, writer, target, on_progress)
         finally:
             os.close(writer)
     finally:
@@ -52,10 +54,11 @@ def digest(path: str, on_progress: Callable[[int], None]) -> str:
     """SHA-256 of a file.
 
     :param on_progress: gets the bytes done so far
+    :raises OSError: it cannot be read; it names the file
     """
     reader = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return _pass(reader, None, on_progress)
+        return _pass(reader, path, None, "", on_progress)
     finally:
         os.close(reader)
 
@@ -70,28 +73,42 @@ def _share(source: int, target: int) -> bool:
     return True
 
 
-def _pass(reader: int, writer: int | None, on_progress: Callable[[int], None]) -> str:
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """An error of the storage says which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def _pass(reader: int, source: str, writer: int | None, target: str, on_progress: Callable[[int], None]) -> str:
     """Hash a file, and write it where ``writer`` is given; holes remain holes."""
     size, position, hasher = os.fstat(reader).st_size, 0, hashlib.sha256()
     buffer = memoryview(bytearray(_BUFFER))
     while position < size:
-        data, end = _data(reader, position, size)
+        with _naming(source):
+            data, end = _data(reader, position, size)
         while position < data:
             count = min(len(_ZEROS), data - position)
             hasher.update(_ZEROS[:count])
             position += count
             on_progress(position)
         while position < end:
-            count = os.preadv(reader, [buffer[: end - position]], position)
-            if not count:
-                raise OSError(errno.EIO, "The file became shorter")
+            with _naming(source):
+                count = os.preadv(reader, [buffer[: end - position]], position)
+                if not count:
+                    raise OSError(errno.EIO, "The file became shorter")
             hasher.update(buffer[:count])
             if writer is not None:
-                _write(writer, buffer[:count], position)
+                with _naming(target):
+                    _write(writer, buffer[:count], position)
             position += count
             on_progress(position)
     if writer is not None:
-        os.ftruncate(writer, size)
+        with _naming(target):
+            os.ftruncate(writer, size)
     return hasher.hexdigest()
 
 

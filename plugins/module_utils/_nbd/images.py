@@ -58,13 +58,13 @@ def info(path: str) -> dict[str, Any]:
     """
     result = ask(["qemu-img", "info", "--output=json", "-f", "qcow2", os.path.abspath(path)])
     if result.returncode:
-        raise Damaged(f"The image {path} cannot be opened: {result.stderr.strip()}.", _FULL)
+        raise Damaged(f"The image {path} cannot be opened: {result.stderr.strip()}.", _FULL, path=path)
     header = json.loads(result.stdout)
     if "data-file" in header.get("format-specific", {}).get("data", {}):
-        raise Damaged(f"The image {path} keeps its data in another file.", _FULL)
+        raise Damaged(f"The image {path} keeps its data in another file.", _FULL, path=path)
     backing = header.get("backing-filename")
     if backing and (header.get("backing-filename-format") != "qcow2" or os.path.isabs(backing) or ":" in backing):
-        raise Damaged(f"The image {path} lies over {backing}, which is no image beside it.", _FULL)
+        raise Damaged(f"The image {path} lies over {backing}, which is no image beside it.", _FULL, path=path)
     return header
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     damage,
     examining,
@@ -96,6 +96,7 @@ class Outcome:
     :param damage: all that is known to be damaged of the objects looked at
     :param known_before: the paths of what was known before
     :param oldest: since when all of it has been verified at this level; None when some never was
+    :param unstored: what kept some of it from being stored, which ended the run
     :param unfinished: large files that were begun at once and not finished in time
     """
 
@@ -108,6 +109,7 @@ class Outcome:
     known_before: list[str] = field(default_factory=list)
     oldest: str | None = None
     unfinished: list[str] = field(default_factory=list)
+    unstored: BackupError | None = None
 
 
 class Batch:
@@ -208,7 +210,7 @@ class Batch:
         self.outcome.remaining = Amount.of(unit for unit in units if unit not in done)
         self.outcome.unfinished = [
             f"{one.point_id}/{one.name}" for one in units[: examining.AT_A_TIME] if one not in done
-        ]
+        ] * (self.outcome.unstored is None)
 
     def _admitted(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """The units that are to be begun: at least one, however large."""
@@ -287,8 +289,10 @@ class Batch:
         for (point_id, image), record in disks.items():
             of_points[point_id].append(record)
             self._unstored.pop((point_id, image), None)
-        if verification.store(self._repository, self._known, findings, of_points):
-            self.outcome.changed = True
+        changed, unstored = verification.store(self._repository, self._known, findings, of_points)
+        self.outcome.changed = self.outcome.changed or changed
+        if unstored is not None:
+            self.outcome.unstored, self._stopped = self.outcome.unstored or unstored, True
 
     def _sum_up(self, selected: Sequence[Selected]) -> None:
         """What all of it means, for the restore points as they are now."""

@@ -31,6 +31,7 @@ class Checked:
     """What was found, and what is stored of the restore point before and after.
 
     :param changed: whether that says anything new besides a newer time
+    :param unstored: what kept it from being stored
     :param damage: all that is known to be damaged of the object, when the restore point has problems
     """
 
@@ -40,14 +41,16 @@ class Checked:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     damage: list[dict[str, Any]]
+    unstored: BackupError | None = None
 
     @property
     def error(self) -> BackupError | None:
         """The error that the problems amount to."""
         problems = self.report.problems
         if not problems:
-            return None
+            return self.unstored
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        more += f" {self.unstored.message}" if self.unstored is not None else ""
         sure = self.report.broken or any(one.record and not one.record.ok for one in self.report.findings)
         if sure or any(not one.ok for one in self.report.disks):
             return Damaged(
@@ -96,11 +99,10 @@ def verify(
     if report is None or entry is None:
         raise points.no_point(point_id)
     known = Known(repository)
-    changed = verification.store(repository, known, report.findings, {point_id: report.disks}, dry)
+    changed, unstored = verification.store(repository, known, report.findings, {point_id: report.disks}, dry)
     damaged = damage.faults(entries, known) if report.problems else {}
-    return Checked(
-        changed, entry, report, before, _stored(known, entries, entry), damage.report(repository, entries, damaged)
-    )
+    after, lost = _stored(known, entries, entry), damage.report(repository, entries, damaged)
+    return Checked(changed, entry, report, before, after, lost, unstored)
 
 
 def _stored(known: Known, entries: list[Entry], entry: Entry) -> dict[str, Any] | None:

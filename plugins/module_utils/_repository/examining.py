@@ -11,7 +11,6 @@ that a merge has committed. The latter is read first: were it read last, it migh
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +43,6 @@ AT_A_TIME = 2
 """Files read at a time: a hash keeps one processor busy. More of them make a disk seek."""
 
 _REREADS = 4
-# Errors of the storage, which tell of the file. Others, like a lack of rights, tell of the one who reads.
-_OF_THE_FILE = (errno.EIO, errno.ENOENT, errno.EUCLEAN, errno.EBADMSG)
 NEXT_STEP = "Restore it from a copy of the repository."
 
 
@@ -105,7 +102,7 @@ class Finding:
     @property
     def record(self) -> FileRecord | None:
         """What is to be stored of it: nothing when it could not be looked at, for reasons of the reader's."""
-        if self.vanished or (self.error is not None and not _is_of_the_file(self.error)):
+        if self.vanished or (self.error is not None and not files.tells_of_the_file(self.error)):
             return None
         what = None if self.error is None else self.error.message
         return FileRecord(self.part.name, self.part.sha256, self.level, self.time, self.error is None, what)
@@ -229,7 +226,9 @@ def faults_seen(repository: Repository, entry: Entry) -> dict[str, str]:
         try:
             look_at(path, part)
             found[part.name].append(None)
-        except Damaged as error:
+        except RepositoryError as error:
+            if not files.tells_of_the_file(error):
+                raise
             check_there(repository)
             found[part.name].append(error.message.rstrip("."))
     return {name: wrong[0] for name, wrong in found.items() if wrong[0] is not None and all(wrong)}
@@ -284,8 +283,3 @@ def _same(point: Point, part: Part) -> list[Part]:
 
 def _key(part: Part) -> tuple[PointId, str, str]:
     return part.point_id, part.name, part.sha256
-
-
-def _is_of_the_file(error: BackupError) -> bool:
-    cause = error.__cause__
-    return isinstance(error, Damaged) or (isinstance(cause, OSError) and cause.errno in _OF_THE_FILE)

@@ -14,9 +14,16 @@ import stat
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, NoSpace, RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    Damaged,
+    NoSpace,
+    RepositoryError,
+)
 
 _BUFFER = 1 << 20
+# Errors of the storage, which tell of the file. Others, like a lack of rights, tell of the one who reads.
+_OF_THE_FILE = (errno.EIO, errno.ENOENT, errno.EUCLEAN, errno.EBADMSG)
 _NEXT_STEPS = {
     errno.EROFS: "Mount the repository read-write.",
     errno.EACCES: "Give the user that runs the module read and write access to the repository.",
@@ -46,6 +53,23 @@ def reporting(action: str) -> Iterator[None]:
         raise RepositoryError(message, next_step) from error
 
 
+def tells_of_the_file(error: BackupError) -> bool:
+    """Whether an error of reading means that the file is damaged."""
+    cause = error.__cause__
+    return isinstance(error, Damaged) or (isinstance(cause, OSError) and cause.errno in _OF_THE_FILE)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An OSError of what is done to an open file says which one that is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
 def open_plain(path: str) -> int:
     """A descriptor of an existing regular file; a symbolic link or anything else is refused.
 
@@ -67,7 +91,7 @@ def open_plain(path: str) -> int:
 
 def read(path: str, limit: int) -> bytes:
     """At most ``limit`` + 1 bytes of a regular file."""
-    with os.fdopen(open_plain(path), "rb") as file:
+    with naming(path), os.fdopen(open_plain(path), "rb") as file:
         return file.read(limit + 1)
 
 
@@ -76,7 +100,7 @@ def digest(path: str, check: Callable[[int], None] = lambda count: None) -> tupl
 
     :param check: called after each block with its bytes; what it raises ends the reading
     """
-    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
+    with naming(path), os.fdopen(open_plain(path), "rb", buffering=0) as file:
         checksum, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_BUFFER))
         while True:
             count = file.readinto(buffer)
@@ -96,7 +120,7 @@ def write(path: str, data: bytes, temporary: str | None = None) -> None:
     remove(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(temporary), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -111,7 +135,8 @@ def sync(path: str) -> None:
     """Bring a file's content to the storage."""
     descriptor = open_plain(path)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -120,7 +145,8 @@ def sync_directory(path: str) -> None:
     """Bring a directory's names to the storage."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -26,11 +26,17 @@ import os
 import re
 import socket
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from typing import Iterator
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, Locked, RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    Damaged,
+    Locked,
+    RepositoryError,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     documents,
     files,
@@ -142,6 +148,18 @@ def release(directory: str, run: str) -> bool:
     """Give the lock back; whether this run had it."""
     with files.reporting("release the lock of the restore points"):
         return _break(directory, run)
+
+
+@contextmanager
+def releasing(directory: str, run: str) -> Iterator[None]:
+    """Give the lock back at the end; why the work failed is told in any case."""
+    try:
+        yield
+    except BaseException:
+        with suppress(BackupError):
+            release(directory, run)
+        raise
+    release(directory, run)
 
 
 def _prepare(directory: str, run: str, lease: int, process: Process | None) -> str:

@@ -90,7 +90,7 @@ def change(
         return before, after
     run = uuid.uuid4().hex
     locks.acquire(directory, run, lease, lock_timeout, owners.this_process())
-    try:
+    with locks.releasing(directory, run):
         before, after = _plan(target, point_id, pinned, reason, now)
         file = os.path.join(target, FILE)
         with files.reporting("change the pin of the restore point"):
@@ -99,8 +99,6 @@ def change(
                 files.sync_directory(target)
             elif after != before:
                 files.write(file, documents.render(FORMAT, VERSION, after.as_dict()))
-    finally:
-        locks.release(directory, run)
     return before, after
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Callable, Mapping, Sequence
@@ -208,7 +209,7 @@ class _Object:
             return 0
         run = uuid.uuid4().hex
         locks.acquire(self._directory, run, how.lease, timeout if plan.steps else 0, owners.this_process())
-        try:
+        with locks.releasing(self._directory, run):
             report.swept = switching.recover(self._directory)
             # Only now nobody else changes them.
             plan = self._plan(points.read_entries(self._repository, self._object_id))
@@ -218,8 +219,6 @@ class _Object:
                     self._remove(step, run)
                 else:
                     self._merge(step, run)
-        finally:
-            locks.release(self._directory, run)
         return 0
 
     def _plan(self, entries: Sequence[Entry]) -> Plan:
@@ -248,7 +247,8 @@ class _Object:
         try:
             carried = switching.carry_out(self._repository, merge, run, self._how.make_image)
         except RepositoryError as error:
-            self._note_damage(error)
+            with suppress(BackupError):  # the damage is what must be told
+                self._note_damage(error)
             raise
         report = self.report
         for disk, made in zip(merge.disks, carried.made):

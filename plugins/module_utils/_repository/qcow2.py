@@ -44,7 +44,7 @@ def read_header(path: str) -> Header:
         with an external data file, marked corrupt or not closed)
     :raises OSError: it cannot be read
     """
-    with os.fdopen(files.open_plain(path), "rb") as file:
+    with files.naming(path), os.fdopen(files.open_plain(path), "rb") as file:
         start = file.read(1 << 16)
         try:
             return _parse(start, path)

@@ -65,7 +65,7 @@ def remove(
         return True, _removable(repository, point_id, force)
     run = uuid.uuid4().hex
     locks.acquire(directory, run, lease, lock_timeout, owners.this_process())
-    try:
+    with locks.releasing(directory, run):
         # What a merge has committed counts, and may be what no longer needs this point.
         switching.recover(directory)
         point = _removable(repository, point_id, force)
@@ -74,8 +74,6 @@ def remove(
             os.rename(target, target + layout.DELETED)
             files.sync_directory(directory)
         switching.recover(directory)
-    finally:
-        locks.release(directory, run)
     return True, point
 
 

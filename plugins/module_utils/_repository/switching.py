@@ -217,12 +217,16 @@ def _make(
             )
             os.rename(unfinished, target)
             return made
-    except Damaged as error:
+    except RepositoryError as error:
+        path = error.details.get("path") or getattr(error.__cause__, "filename", None) or path
+        found = paths.get(path)
+        if found is None or not files.tells_of_the_file(error):
+            raise
+        # What the storage gives back no more is damaged, too.
+        damaged = error if isinstance(error, Damaged) else Damaged(error.message, images.NEXT_STEP)
         # The next backup must not stand on it, nor any merge launder it.
-        found = paths.get(error.details.get("path", path))
-        if found is not None:
-            error.details["damaged"] = [{"id": found.point.id, "image": found.disk.image}]
-        raise
+        damaged.details["damaged"] = [{"id": found.point.id, "image": found.disk.image}]
+        raise damaged from error.__cause__
 
 
 def _title(link: Link) -> str:

@@ -19,6 +19,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
     CopyFailed,
     Damaged,
+    NoSpace,
     RepositoryError,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import examining, images, points, records
@@ -213,10 +214,10 @@ def store(
     findings: Iterable[Finding],
     disks: Mapping[PointId, Sequence[DiskRecord]],
     dry: bool = False,
-) -> bool:
-    """Store what was found; whether that says anything new besides newer times.
+) -> tuple[bool, BackupError | None]:
+    """Store what was found; whether that says anything new besides newer times, and what kept some from being stored.
 
-    :param known: learns of it
+    :param known: learns of it, stored or not
     :param disks: what was found of the disks of points
     :param dry: only say so
     """
@@ -224,13 +225,17 @@ def store(
     for finding in findings:
         if finding.record is not None:
             found.setdefault(finding.part.point_id, []).append(finding.record)
-    changed = False
+    changed, unstored = False, None
     for point_id, of_point in found.items():
         directory = repository.point_directory(point_id)
-        new, after = records.store(directory, of_point, disks.get(point_id, ()), dry)
+        try:
+            new, after = records.store(directory, of_point, disks.get(point_id, ()), dry)
+        except (NoSpace, RepositoryError) as error:
+            unstored = unstored or error
+            new, after = False, records.store(directory, of_point, disks.get(point_id, ()), dry=True)[1]
         known.note(point_id, after)
         changed = changed or new
-    return changed
+    return changed, unstored
 
 
 def _is_same(entry: Entry, readable: Mapping[str, Point]) -> bool:
