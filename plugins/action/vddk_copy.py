@@ -34,7 +34,8 @@ NO_RESULT = (
 )
 
 _JOB = "-- job --"
-_STAGES = {"copy": "", "hash": "hashed ", "verify": "compared "}
+_STAGES = {"copy": "", "hash": "hashed ", "verify": "compared ", "compare": "compared ", "audit": "audited "}
+_BRIEF = ("hash", "audit")  # stages whose end is not worth a line
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -51,7 +52,7 @@ class Meter:
         if event["stage"] != self._event.get("stage"):
             self._base = event
         self._event = event
-        return self._line() if event["done"] >= event["total"] and event["stage"] != "hash" else None
+        return self._line() if event["done"] >= event["total"] and event["stage"] not in _BRIEF else None
 
     def due(self, now: float) -> str | None:
         """A line about the last event, when it is time for one."""

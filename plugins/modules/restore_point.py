@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: restore_point
-short_description: Start, complete, abort or delete a restore point
+short_description: Start, complete, abort, pin or delete a restore point
 version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast-backup)
@@ -35,9 +35,11 @@ options:
         may stand on. The same O(run) may repeat it, which renews its lock.
       - V(completed) checks what was copied, records it and makes it visible.
       - V(aborted) removes what the run has written, and nothing else.
-      - V(absent) deletes a complete restore point that no other one needs.
+      - V(pinned) keeps a complete restore point from being deleted, by retention and by V(absent), until V(unpinned)
+        takes that back.
+      - V(absent) deletes a complete restore point that no other one needs and that is not pinned.
     type: str
-    choices: [started, completed, aborted, absent]
+    choices: [started, completed, aborted, pinned, unpinned, absent]
     default: started
   id:
     description:
@@ -116,10 +118,14 @@ options:
     type: list
     elements: str
     default: []
+  reason:
+    description:
+      - With O(state=pinned), why the restore point is kept. Without it, a pin that is there keeps its reason.
+    type: str
   force:
     description:
       - With O(state=absent), delete also the last restore point of a virtual machine or disk, and one that a damaged
-        one may need.
+        one may need. A pinned one is not deleted, also not with this.
     type: bool
     default: false
 seealso:
@@ -154,6 +160,13 @@ EXAMPLES = r"""
     state: aborted
     id: "{{ started.restore_point.id }}"
     run: "{{ started.restore_point.run }}"
+
+- name: Keep the restore point from before an upgrade, whatever retention says
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: pinned
+    id: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
+    reason: before the upgrade to release 5
 
 - name: Delete a restore point
   holdfast.backup.restore_point:
@@ -212,6 +225,10 @@ restore_point:
       description: The warnings as recorded.
       type: list
       elements: str
+    pinned:
+      description: When and why it was pinned, or null. Both are null where its pin cannot be read.
+      type: dict
+      sample: {time: "2026-11-20T08:00:00Z", reason: before the upgrade to release 5}
 since:
   description: For each disk, what an incremental copy may stand on. Empty in other states than V(started).
   returned: success
@@ -255,7 +272,9 @@ since:
       type: str
       sample: chain is 20 long
 swept:
-  description: What dead runs had left and was removed.
+  description:
+    - What dead runs had left. It was removed, but a merge (C(.merging)) whose images were complete was brought to its
+      end.
   returned: success
   type: list
   elements: str
@@ -274,17 +293,28 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     completing,
     layout,
     manifest,
+    pins,
     points,
     removing,
     starting,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Point, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.pins import Pin
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
 
+# What a restore point was before a state was brought about.
+_BEFORE = {
+    "started": "absent",
+    "completed": "started",
+    "aborted": "started",
+    "pinned": "unpinned",
+    "unpinned": "pinned",
+    "absent": "completed",
+}
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "repository": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["started", "completed", "aborted", "absent"], "default": "started"},
+    "state": {"type": "str", "choices": list(_BEFORE), "default": "started"},
     "id": {"type": "str"},
     "run": {"type": "str"},
     "vm": {"type": "dict"},
@@ -300,6 +330,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "snapshot_time": {"type": "str"},
     "unprotected": {"type": "list", "elements": "dict", "default": []},
     "warnings": {"type": "list", "elements": "str", "default": []},
+    "reason": {"type": "str"},
     "force": {"type": "bool", "default": False},
 }
 
@@ -363,6 +394,36 @@ def _remove(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     return _answer("absent", changed, owner, point_id, _path(params, point_id), made_by, point)
 
 
+def _pin(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    state, point_id = params["state"], PointId.parse(params["id"])
+    before, after = pins.change(
+        params["repository"],
+        point_id,
+        state == "pinned",
+        params["reason"],
+        now,
+        params["lock_timeout"],
+        params["lease"],
+        dry,
+    )
+    answer = _of_complete(params, state, before != after, point_id, after)
+    for key, pin in (("before", before), ("after", after)):
+        state = "unpinned" if pin is None else "pinned"
+        answer["diff"][key] = {"id": str(point_id), "state": state, "pinned": pin and pin.as_dict()}
+    return answer
+
+
+def _of_complete(
+    params: dict[str, Any], state: str, changed: bool, point_id: PointId, pin: Pin | None
+) -> dict[str, Any]:
+    """The answer about a complete restore point, readable or not."""
+    entries = points.read_entries(layout.open_repository(params["repository"]), point_id.object_id)
+    point = points.readable(entries).get(point_id.time)
+    owner = manifest.unnamed(point_id.object_id, points.owner(entries)) if point is None else point.owner
+    made_by = None if point is None else point.run
+    return _answer(state, changed, owner, point_id, _path(params, point_id), made_by, point, pin)
+
+
 def _known_owner(params: dict[str, Any], point_id: PointId) -> Owner:
     """What an ID stands for, as far as the task or other restore points of it tell."""
     if params["vm"] is not None or params["fcd"] is not None:
@@ -372,8 +433,14 @@ def _known_owner(params: dict[str, Any], point_id: PointId) -> Owner:
     return manifest.unnamed(point_id.object_id, like)
 
 
-_STATES = {"started": _start, "completed": _complete, "aborted": _abort, "absent": _remove}
-_BEFORE = {"started": "absent", "completed": "started", "aborted": "started", "absent": "completed"}
+_STATES = {
+    "started": _start,
+    "completed": _complete,
+    "aborted": _abort,
+    "pinned": _pin,
+    "unpinned": _pin,
+    "absent": _remove,
+}
 
 
 def _path(params: dict[str, Any], point_id: PointId) -> str:
@@ -388,6 +455,7 @@ def _answer(
     path: str,
     run_id: str | None,
     point: Point | None = None,
+    pin: Pin | None = None,
 ) -> dict[str, Any]:
     recorded = {} if point is None else point.as_dict()
     return {
@@ -402,6 +470,7 @@ def _answer(
             "size": None if point is None else point.size,
             "disks": recorded.get("disks", []),
             "warnings": recorded.get("warnings", []),
+            "pinned": pin and pin.as_dict(),
         },
         "since": [],
         "swept": [],
@@ -424,7 +493,7 @@ def main() -> None:
             ("state", "completed", ("vm", "fcd"), True),
             ("state", "completed", ("id", "run", "disks")),
             ("state", "aborted", ("id", "run")),
-            ("state", "absent", ("id",)),
+            *[("state", state, ("id",)) for state in ("pinned", "unpinned", "absent")],
         ],
     )
 

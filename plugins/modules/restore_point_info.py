@@ -231,8 +231,46 @@ restore_points:
       description: Whether its manifest, or one that it stands on, cannot be read. O(newest) and O(as_of) pass over it.
       type: bool
       sample: false
+    pinned:
+      description: When and why it was pinned, or null. C(time) is null where its pin cannot be read.
+      type: dict
+      sample: {time: "2026-11-20T08:00:00Z", reason: before the upgrade to release 5}
+    verification:
+      description:
+        - What verifications have stored of it and all that it stands on. Null when some of that was never verified, and
+          nothing is known to be damaged.
+        - M(holdfast.backup.restore_point) with O(holdfast.backup.restore_point#module:state=verified) stores it, this
+          module does not.
+      type: dict
+      contains:
+        level:
+          description: The level that all of it was verified at. V(none) when some of it never was.
+          type: str
+          sample: content
+        time:
+          description: When the part of it was verified that was verified longest ago.
+          type: str
+          sample: "2026-11-21T04:00:00Z"
+        ok:
+          description: Whether nothing of it is known to be damaged.
+          type: bool
+          sample: true
+        problems:
+          description: What is damaged.
+          type: list
+          elements: dict
+          contains:
+            restore_point:
+              description: The restore point of the file.
+              type: str
+            file:
+              description: Its name.
+              type: str
+            what:
+              description: The problem.
+              type: str
     verified:
-      description: The outcome of O(verify).
+      description: The outcome of O(verify), which is not stored.
       type: dict
       contains:
         level:
@@ -266,9 +304,10 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest, points
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest, pins, points
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selected, Selection
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
     LEVELS,
     NONE,
@@ -311,7 +350,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     selected, passed_over = listing.select(repository, _selection(params))
     for entry in passed_over:
         module.warn(f"Restore point {entry.id} is damaged and passed over: {entry.problem}")
-    found = [_describe(one, verifier.examine(one.entries, one.entry), now) for one in selected]
+    known = Known(repository)
+    # What is deleted while it is looked at is no restore point any more.
+    reports = ((one, verifier.examine(one.entries, one.entry)) for one in selected)
+    found = [_describe(one, report, known, now) for one, report in reports if report is not None]
     return {
         "changed": False,
         **{kind: _only([item[kind] for item in found if item[kind]], key) for kind, key in _KEYS.items()},
@@ -342,8 +384,8 @@ def _selection(params: dict[str, Any]) -> Selection:
     )
 
 
-def _describe(selected: Selected, report: Report, now: datetime) -> dict[str, Any]:
-    entry = selected.entry
+def _describe(selected: Selected, report: Report, known: Known, now: datetime) -> dict[str, Any]:
+    entry, pin = selected.entry, pins.read(selected.entry.path)
     recorded = _UNREADABLE if entry.point is None else entry.point.as_dict()
     return {
         **recorded,
@@ -357,6 +399,8 @@ def _describe(selected: Selected, report: Report, now: datetime) -> dict[str, An
         "chain_length": report.chain_length,
         "size": None if entry.point is None else entry.point.size,
         "broken": report.broken,
+        "pinned": pin and pin.as_dict(),
+        "verification": entry.point and known.verification(points.readable(selected.entries), entry.point),
         "verified": report.verified(),
     }
 

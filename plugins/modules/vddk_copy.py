@@ -22,18 +22,23 @@ description:
   - Does nothing for an image that is there already, and goes on with one that an interrupted run left in good order.
   - While the task runs, the output of the playbook shows at least every ten seconds how far each disk is. The copy
     stops when the playbook is gone.
+  - Before an incremental copy it compares some areas that are said to be unchanged with the earlier images, so that a
+    change tracking that loses changes is found out.
   - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection.
 options:
   direction:
-    description: V(backup) copies disks into images, V(restore) copies images onto disks.
+    description:
+      - V(backup) copies disks into images, V(restore) copies images onto disks.
+      - V(compare) copies nothing. It reads disks of a snapshot and compares them with images and all below them. The
+        task fails when they differ.
     type: str
-    choices: [backup, restore]
+    choices: [backup, restore, compare]
     default: backup
   snapshot:
     description:
       - Managed object ID of the snapshot whose disks are copied, for example V(snapshot-12), or ID of the first class
         disk's snapshot.
-      - Required with O(direction=backup).
+      - Required with O(direction=backup) and O(direction=compare).
     type: str
   disks:
     description:
@@ -45,9 +50,10 @@ options:
         this module made of another snapshot is replaced, if its note C(<image>.state) is still beside it. Any other
         file, such as an image of a complete restore point, is never overwritten.
       - C(kind) is V(full) or V(incremental). V(full) is used if it is not set.
-      - C(parent) is the image that an incremental one lies over.
+      - C(parent) is the image that an incremental one lies over. A comparison is with this one if C(image) is not set.
       - C(areas_file) lists the areas to copy, as M(holdfast.backup.disk_changed_areas) writes it. It is needed for an
-        incremental copy. In a restore it limits what is written to these areas.
+        incremental copy. In a restore it limits what is written to these areas. In a comparison these areas are left
+        out, because they have changed since the image was made.
       - C(change_id) is the change ID of the disk in the snapshot. If it is set and the snapshot has another one, the
         areas are of another snapshot and the disk is not copied.
       - C(capacity) is the size of the disk in bytes. In a restore it is the size of the disk that was backed up.
@@ -108,6 +114,19 @@ options:
       - This finds what change tracking forgot.
     type: bool
     default: false
+  audit:
+    description:
+      - How many percent of what change tracking says is unchanged are compared before an incremental copy, V(0) for
+        none. At least 16 clusters of 64 KiB are, spread over the disk at random, if there are so many.
+      - If one of them is not what the images below have, the disk is copied in full by the same task, with a warning,
+        with RV(disks[].reason), and without a change ID, so that the next copy is a full one, too.
+      - Reset its change tracking then, with O(holdfast.backup.disk_changed_areas#module:tracking=reset).
+    type: float
+    default: 0.1
+  audit_max:
+    description: How many bytes per disk are compared at most.
+    type: int
+    default: 268435456
   timeout:
     description: Seconds that the task may take, V(0) for no limit. What was copied until then can be gone on with.
     type: int
@@ -172,6 +191,14 @@ EXAMPLES = r"""
     image_dir: "{{ started.restore_point.path }}"
   delegate_to: proxy01.example.com
 
+- name: See whether the newest restore point is what the disk holds
+  holdfast.backup.vddk_copy:
+    moid: vm-42
+    direction: compare
+    snapshot: "{{ snapshot.snapshot.moid }}"
+    disks: "{{ changed_areas.disks }}"
+  delegate_to: proxy01.example.com
+
 - name: Write an image onto a new disk
   holdfast.backup.vddk_copy:
     name: web01-restored
@@ -231,7 +258,7 @@ disks:
       description: Whether it was a V(full) or an V(incremental) copy.
       type: str
     reason:
-      description: Why it was a full copy, from O(disks).
+      description: Why it was a full copy, from O(disks) or from the audit.
       type: str
     parent:
       description: The image that an incremental one lies over.
@@ -243,13 +270,13 @@ disks:
       description: Size of the disk in bytes. The image is a little larger if that is no multiple of 64 KiB.
       type: int
     change_id:
-      description: The change ID that the next incremental copy starts from.
+      description: The change ID that the next incremental copy starts from; V(null) if the audit found it wrong.
       type: str
     transport:
       description: The transport that was used; V(null) if nothing had to be read.
       type: str
     bytes_read:
-      description: Bytes read from the disk, in a backup.
+      description: Bytes read from the disk, in a backup or a comparison.
       type: int
     bytes_stored:
       description: Size of the image file in bytes, after a backup.
@@ -266,6 +293,32 @@ disks:
     rate:
       description: Bytes per second.
       type: int
+    audit:
+      description:
+        - What the comparison before an incremental copy found; V(null) if nothing was compared. RV(disks[].bytes_read)
+          does not hold what it read.
+      type: dict
+      contains:
+        checked_bytes:
+          description: Bytes that were compared.
+          type: int
+        samples:
+          description: How many places that were.
+          type: int
+        mismatches:
+          description: How many of them were found to differ. The comparison stops at the first ones.
+          type: int
+        areas:
+          description: Those that differ, as pairs of start and length in bytes.
+          type: list
+          elements: list
+    identical:
+      description: Whether disk and image hold the same; V(null) if they were not compared by O(direction=compare).
+      type: bool
+    differences:
+      description: The first places that were found to differ, as pairs of start and length in bytes.
+      type: list
+      elements: list
     resumed:
       description: Whether an interrupted copy was gone on with.
       type: bool
@@ -295,11 +348,16 @@ disks:
       sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
       seconds: 24.1
       rate: 178214409
+      audit: null
+      identical: null
+      differences: []
       resumed: false
       changed: true
       warnings: []
 failed_disks:
-  description: The disks that could not be copied, each with C(disk), C(image) and C(msg).
+  description:
+    - The disks that could not be copied, each with C(disk), C(image) and C(msg).
+    - Those that are not what their image holds have C(identical) and C(differences), too.
   returned: when disks failed
   type: list
   elements: dict
@@ -338,14 +396,16 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import Inv
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.comparison import compare
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.restore import restore
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disk_owners import Owner, open_owner
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
 
-_JOBS = {"backup": backup, "restore": restore}
-_COUNTS = {"bytes_read": 0, "bytes_stored": 0, "bytes_written": 0}
+_WORK: dict[str, jobs.Job] = {"backup": backup, "restore": restore, "compare": compare}
+_COUNTS = ("bytes_read", "bytes_stored", "bytes_written")
+_SETTINGS = ("request_size", "request_depth", "compression", "target_is_zero", "verify", "audit", "audit_max")
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -358,14 +418,18 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             "The transport san is not used to write disks: VMware asks for a snapshot on them first.",
             "Leave san out of transports; nbdssl, nbd and hotadd write.",
         )
+    if not 0 <= params["audit"] <= 100:
+        raise InvalidInput(f"The option audit is {params['audit']:g}.", "Give percent, from 0 to 100.")
+    if params["audit_max"] < 0:
+        raise InvalidInput(f"The option audit_max is {params['audit_max']}.", "Give bytes, 0 or more.")
     watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
     requirements.check_library(params["vddk_libdir"])
     # Logged out again before the copy: no session of ours can expire in its middle.
     with Connection(_options.endpoint(params)) as c:
         owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
-        backing_up = params["direction"] == "backup"
-        disks = owner.in_snapshot(params["snapshot"])[0] if backing_up else owner.to_write()
+        reading = params["direction"] != "restore"
+        disks = owner.in_snapshot(params["snapshot"])[0] if reading else owner.to_write()
         access = _access(c, params, owner)
         # A host on its own knows no Storage vMotion, and VDDK reports that as an error.
         movable = c.is_vcenter
@@ -378,9 +442,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
 
 def _access(c: Connection, params: dict[str, Any], owner: Owner) -> dict[str, Any]:
     """The parameters of the nbdkit plugin that all disks share."""
-    backing_up = params["direction"] == "backup"
+    reading = params["direction"] != "restore"
     return {
-        **owner.storage_name(params["snapshot"] if backing_up else None),
+        **owner.storage_name(params["snapshot"] if reading else None),
         "library_dir": params["vddk_libdir"],
         "server": c.endpoint.hostname,
         "port": c.endpoint.port,
@@ -388,7 +452,7 @@ def _access(c: Connection, params: dict[str, Any], owner: Owner) -> dict[str, An
         "password": c.endpoint.password,
         # Of the certificate that was just checked; of another one VDDK would only say "unknown error".
         "thumbprint": c.thumbprint(),
-        "read_only": backing_up,
+        "read_only": reading,
         "transports": ":".join(params["transports"]),
     }
 
@@ -406,7 +470,7 @@ def _copy(
     params = module.params
     settings = jobs.Settings(
         directory,
-        **{name: params[name] for name in ("request_size", "request_depth", "compression", "target_is_zero", "verify")},
+        **{name: params[name] for name in _SETTINGS},
     )
     plugin = vddk.ship(os.path.join(directory, "plugin"), access["library_dir"])
     tasks = []
@@ -421,11 +485,15 @@ def _copy(
     plans.check_images(tasks, params["direction"])
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
+    work = _WORK[params["direction"]]
+
+    def job(*what: Any) -> dict[str, Any]:
+        return {**plans.NOTHING, **work(*what)}
+
     if not module.check_mode:
-        guarded = movable and any(result["changed"] for result in plan)
+        guarded = movable and any(result["changed"] or result["bytes_read"] for result in plan)
         with _unmoved(module, plugin, access, owner) if guarded else nullcontext():
-            results = jobs.run_all(_JOBS[params["direction"]], tasks, settings, watch, params["parallel"])
-        results = [{**_COUNTS, **result} for result in results]
+            results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
     for task, result in zip(tasks, results):
         for warning in result["warnings"]:
             module.warn(f"{task.name}: {warning}")
@@ -482,7 +550,7 @@ def main() -> None:
     run_module(
         run,
         argument_spec={
-            "direction": {"type": "str", "choices": ["backup", "restore"], "default": "backup"},
+            "direction": {"type": "str", "choices": ["backup", "restore", "compare"], "default": "backup"},
             "snapshot": {"type": "str"},
             "disks": {"type": "list", "elements": "dict", "required": True},
             "image_dir": {"type": "path"},
@@ -500,11 +568,13 @@ def main() -> None:
             "request_depth": {"type": "int"},
             "target_is_zero": {"type": "bool", "default": False},
             "verify": {"type": "bool", "default": False},
+            "audit": {"type": "float", "default": 0.1},
+            "audit_max": {"type": "int", "default": 256 << 20},
             "timeout": {"type": "int", "default": 0},
             "progress_dir": {"type": "path"},
         },
         groups=(_options.VCENTER, _options.optional(_options.VM), _options.FCD_DISK),
-        required_if=[("direction", "backup", ["snapshot"])],
+        required_if=[("direction", "backup", ["snapshot"]), ("direction", "compare", ["snapshot"])],
     )
 
 

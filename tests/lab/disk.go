@@ -281,8 +281,8 @@ func (n *node) writable() (*os.File, error) {
 	return os.OpenFile(n.flat, os.O_RDWR, 0)
 }
 
-// change lets f write into a file of the disk and marks the ranges that f reports.
-func (k *disk) change(n *node, f func(file *os.File, mark func(extent)) error) error {
+// change lets f write into a file of the disk and notes the ranges that f reports.
+func (k *disk) change(n *node, note func(extent), f func(file *os.File, mark func(extent)) error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	file, err := n.writable()
@@ -290,7 +290,7 @@ func (k *disk) change(n *node, f func(file *os.File, mark func(extent)) error) e
 		return err
 	}
 	defer file.Close()
-	return f(file, k.track.mark)
+	return f(file, note)
 }
 
 // within refuses ranges that are not wholly on the disk.

@@ -53,7 +53,7 @@ func (v *volume) check(fault types.BaseMethodFault) {
 }
 
 func (v *volume) write(at int64, data []byte) {
-	err := v.f.disk.change(v.f.disk.node(v.f.file), func(file *os.File, mark func(extent)) error {
+	err := v.f.disk.change(v.f.disk.node(v.f.file), v.f.disk.track.mark, func(file *os.File, mark func(extent)) error {
 		mark(extent{at, int64(len(data))})
 		_, err := file.WriteAt(data, at)
 		return err

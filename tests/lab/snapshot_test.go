@@ -83,7 +83,7 @@ func (w *world) owner(devices []types.BaseVirtualDevice, key int32) (*disk, *nod
 
 func (w *world) write(key int32, at int64, data []byte) {
 	owner, n, _ := w.owner(w.vm.Config.Hardware.Device, key)
-	err := owner.change(n, func(f *os.File, mark func(extent)) error {
+	err := owner.change(n, owner.track.mark, func(f *os.File, mark func(extent)) error {
 		mark(extent{at, int64(len(data))})
 		_, err := f.WriteAt(data, at)
 		return err

@@ -27,6 +27,7 @@ type knobs struct {
 	FirstSnapshot       string `json:"first_snapshot"`        // the one that activates tracking is "untracked" or "tracked"
 	LiveChangeID        string `json:"live_change_id"`        // the VM's own configuration shows the "current" ID or "none"
 	QuiesceWithoutTools string `json:"quiesce_without_tools"` // "fault" or "ignored"
+	Forget              bool   `json:"forget"`                // tracking takes no notice of what is written meanwhile
 	FailConsolidation   int    `json:"fail_consolidation"`    // so many removals leave their files behind
 	ConsumerID          string `json:"consumer_id"`           // of a VM in first class disks: its "instance_uuid" or "uuid"
 	VSLM                bool   `json:"vslm"`                  // the vCenter has /vslm/sdk
@@ -137,6 +138,14 @@ func (t *tracker) back(id string, silent bool) {
 		return
 	}
 	t.on(true)
+}
+
+// notice is what takes note of writes to a disk, or does not.
+func (k *knobs) notice(t *tracker) func(extent) {
+	if k.Forget {
+		return func(extent) {}
+	}
+	return t.mark
 }
 
 // mark notes a write.

@@ -97,6 +97,23 @@ func TestChangedAreasBetweenPoints(t *testing.T) {
 	expectChanged(t, &k, third, "", 9)
 }
 
+func TestForgottenWritesAreNeverTold(t *testing.T) {
+	var k tracker
+	settings := defaultKnobs()
+	k.on(false)
+	first := k.id()
+	settings.notice(&k)(extent{1 * block, 1})
+	settings.Forget = true
+	settings.notice(&k)(extent{2 * block, 1})
+	second := k.point()
+	settings.notice(&k)(extent{3 * block, 1})
+	settings.Forget = false
+	settings.notice(&k)(extent{4 * block, 1})
+	third := k.point()
+	expectChanged(t, &k, first, second, 1)
+	expectChanged(t, &k, first, third, 1, 4)
+}
+
 func TestIDsThatDoNotHold(t *testing.T) {
 	var k tracker
 	k.on(false)

@@ -356,11 +356,12 @@ func (v *vddk) forget(id string) {
 	if err != nil || !h.Write {
 		return
 	}
+	note := v.s.knobs().notice(&h.owner.track)
 	h.owner.mu.Lock()
 	defer h.owner.mu.Unlock()
 	for i, b := range state[stateHead:] {
 		for ; b != 0; b &= b - 1 {
-			h.owner.track.mark(extent{int64(i*8+bits.TrailingZeros8(b)) * block, block})
+			note(extent{int64(i*8+bits.TrailingZeros8(b)) * block, block})
 		}
 	}
 }

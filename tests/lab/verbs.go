@@ -105,7 +105,7 @@ func (s *sim) writeVerb(t target, p diskParams) (any, error) {
 	if err := t.node.within(p.Offset, int64(len(p.Data))); err != nil {
 		return nil, err
 	}
-	return nil, t.owner.change(t.node, func(f *os.File, mark func(extent)) error {
+	return nil, t.owner.change(t.node, s.knobs().notice(&t.owner.track), func(f *os.File, mark func(extent)) error {
 		mark(extent{p.Offset, int64(len(p.Data))})
 		_, err := f.WriteAt(p.Data, p.Offset)
 		return err
@@ -116,7 +116,7 @@ func (s *sim) trimVerb(t target, p diskParams) (any, error) {
 	if err := t.node.within(p.Offset, p.Length); err != nil {
 		return nil, err
 	}
-	return nil, t.owner.change(t.node, func(f *os.File, mark func(extent)) error {
+	return nil, t.owner.change(t.node, s.knobs().notice(&t.owner.track), func(f *os.File, mark func(extent)) error {
 		mark(extent{p.Offset, p.Length})
 		return discard(f, extent{p.Offset, p.Length})
 	})
@@ -134,7 +134,7 @@ func (s *sim) scatterVerb(t target, p diskParams) (any, error) {
 	places := make([][2]int64, 0, p.Places)
 	source := rand.NewChaCha8([32]byte{byte(p.Seed), byte(p.Seed >> 8), byte(p.Seed >> 16)})
 	data := make([]byte, p.Length)
-	err := t.owner.change(t.node, func(f *os.File, mark func(extent)) error {
+	err := t.owner.change(t.node, s.knobs().notice(&t.owner.track), func(f *os.File, mark func(extent)) error {
 		for i := range p.Places {
 			at := i * stride
 			_, _ = source.Read(data)
@@ -159,7 +159,7 @@ func (s *sim) loadVerb(t target, p diskParams) (any, error) {
 		return nil, fmt.Errorf("%s is larger than the disk: %d bytes, %w", p.File, t.node.capacity, err)
 	}
 	var written int64
-	err = t.owner.change(t.node, func(f *os.File, mark func(extent)) error {
+	err = t.owner.change(t.node, s.knobs().notice(&t.owner.track), func(f *os.File, mark func(extent)) error {
 		written, err = load(source, f, t.node.capacity, mark)
 		return err
 	})

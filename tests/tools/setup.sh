@@ -56,6 +56,7 @@ gcc -E -include pthread.h -x c /dev/null|libc6-dev|glibc-devel
 command -v mkfs.ext4|e2fsprogs|e2fsprogs
 command -v setpriv|util-linux|util-linux
 command -v git|git|git-core
+command -v restic|restic|restic
 EOF
 }
 

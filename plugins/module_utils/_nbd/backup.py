@@ -14,29 +14,61 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, copy, images, jobs, servers, state
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import (
+    areas,
+    audit,
+    copy,
+    images,
+    jobs,
+    servers,
+    state,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Settings, Task
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 
 
 def is_done(task: Task) -> bool:
     """Whether the image is there already."""
-    return state.result_of(task.image, _identity(task)) is not None
+    return _earlier(task) is not None
 
 
 def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
     """Copy a disk, or its changed areas, into an image.
 
     Does nothing when an earlier run made the same image, and goes on where an earlier run left it in good order.
+    When the audit finds that change tracking missed changes, the disk is copied in full.
 
     :returns: image, parent, capacity, bytes_read, bytes_stored, sha256, seconds, rate, transport, warnings,
-        resumed, changed, and the task's facts
+        audit, resumed, changed, and the task's facts
     """
-    identity = _identity(task)
-    earlier = state.result_of(task.image, identity)
+    earlier = _earlier(task)
     if earlier is not None:
         return {**task.facts, **earlier, "resumed": False, "changed": False}
-    chain = [task.image, *(images.require_parent(task.parent) if task.parent else [])]
+    chain = images.require_parent(task.parent) if task.parent else []
+    found = audit.examine(task, settings, watch, chain) if task.parent and task.work is not None else None
+    if found is None or found.reason is None:
+        return _backup(task, settings, watch, chain, {"audit": found and found.as_dict()})
+    task, told = audit.in_full(task, found)
+    warnings = [f"It was copied in full: {found.reason}."]
+    return _backup(task, settings, watch, [], {**told, "audit": found.as_dict(), "warnings": warnings})
+
+
+def _earlier(task: Task) -> dict[str, Any] | None:
+    """What the copy that made the image returned, also one that a failed audit led to."""
+    done = state.result_of(task.image, _identity(task))
+    return done or (state.result_of(task.image, _identity(audit.distrusted(task))) if task.parent else None)
+
+
+def _backup(
+    task: Task, settings: Settings, watch: Watch, below: Sequence[str], told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The copy itself.
+
+    :param below: the images below the new one
+    :param told: keys of the result that are known beforehand
+    """
+    identity = _identity(task)
+    chain = [task.image, *below]
     work = None if task.work is None else areas.normalise(task.work, task.capacity, servers.CLUSTER)
     resumed = state.is_resumable(task.image, identity) and _is_sound(task.image, watch)
     if resumed:
@@ -66,7 +98,8 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
         "sha256": sha256,
         **jobs.figures(outcome.tally.read, outcome.seconds),
         "transport": task.disk.transport,
-        "warnings": task.disk.warnings,
+        **told,
+        "warnings": [*told.get("warnings", ()), *task.disk.warnings],
     }
     state.save(task.image, state.COMPLETE, identity, result)
     images.sync(os.path.dirname(task.image))

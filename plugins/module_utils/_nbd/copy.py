@@ -73,12 +73,16 @@ class Outcome:
     :param error: what went wrong, or None
     :param orderly: the image that a failed copy leaves is sound as far as it goes: its server was seen to close it,
         and no write into it failed
+    :param unwritable: offsets at which the target had an error
+    :param said: all messages
     """
 
     tally: Tally
     seconds: float
     error: BackupError | None = None
     orderly: bool = True
+    unwritable: Sequence[int] = ()
+    said: str = ""
 
 
 @dataclass
@@ -154,8 +158,11 @@ def run(
     text = messages.decode(errors="replace")
     if ended["nbdcopy"] != 0 and error is None:
         error = _failure(ended, text)
-    orderly = ended.get("qemu-nbd") == 0 and not any(match[1] != "read" for match in _FAILED.finditer(text))
-    return Outcome(tally, time.monotonic() - started, error, error is None or orderly)
+    failed = list(_FAILED.finditer(text))
+    orderly = ended.get("qemu-nbd") == 0 and all(match[1] == "read" for match in failed)
+    # A server that was lost in the middle says something else.
+    unwritable = [int(match[2]) for match in failed if match[1] != "read" and "Input/output error" in match[3]]
+    return Outcome(tally, time.monotonic() - started, error, error is None or orderly, unwritable, text)
 
 
 def allocated(server: Sequence[str], descriptors: Sequence[int] = ()) -> list[areas.Area]:

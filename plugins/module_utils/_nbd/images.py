@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import CopyFailed, Damaged, InvalidInput, NoSpace
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER, chain_name
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER, chain_name, discarding_name
 
 _LONGEST_CHAIN = 256
 
@@ -41,7 +43,7 @@ def create(path: str, capacity: int, parent: str | None = None, compression: str
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options]
     if parent:
         command += ["-F", "qcow2", "-b", os.path.relpath(parent, os.path.dirname(path))]
-    result = _run([*command, path, str(virtual_size(capacity))])
+    result = ask([*command, path, str(virtual_size(capacity))])
     if result.returncode:
         failure = NoSpace if "No space left" in result.stderr else CopyFailed
         raise failure(
@@ -54,7 +56,7 @@ def info(path: str) -> dict[str, Any]:
 
     :raises Damaged: it is missing, or no qcow2 image with all its content in it and its backing
     """
-    result = _run(["qemu-img", "info", "--output=json", "-f", "qcow2", os.path.abspath(path)])
+    result = ask(["qemu-img", "info", "--output=json", "-f", "qcow2", os.path.abspath(path)])
     if result.returncode:
         raise Damaged(f"The image {path} cannot be opened: {result.stderr.strip()}.", _FULL)
     header = json.loads(result.stdout)
@@ -64,6 +66,19 @@ def info(path: str) -> dict[str, Any]:
     if backing and (header.get("backing-filename-format") != "qcow2" or os.path.isabs(backing) or ":" in backing):
         raise Damaged(f"The image {path} lies over {backing}, which is no image beside it.", _FULL)
     return header
+
+
+def check_capacity(path: str, capacity: int) -> None:
+    """See that an image is one of a disk of this many bytes.
+
+    :raises InvalidInput: it is not
+    """
+    size = info(path)["virtual-size"]
+    if size not in (capacity, virtual_size(capacity)):
+        raise InvalidInput(
+            f"The image {path} is of a disk of about {size} bytes, not of {capacity}.",
+            "Give the capacity of the disk that was backed up, and a disk of that size.",
+        )
 
 
 def chain(path: str) -> list[str]:
@@ -84,20 +99,70 @@ def chain(path: str) -> list[str]:
 def check(path: str, repair_leaks: bool = False) -> str | None:
     """What is wrong with the structure of one image, or None."""
     repair = ["-r", "leaks"] if repair_leaks else []
-    result = _run(["qemu-img", "check", "-q", *repair, chain_name([path])])
+    result = ask(["qemu-img", "check", "-q", *repair, chain_name([path])])
     return (result.stderr or result.stdout).strip() or "unknown" if result.returncode else None
 
 
 def present(path: str) -> list[areas.Area]:
     """The areas whose content lies in this very image and not below it."""
-    result = _run(["qemu-img", "map", "--output=json", chain_name([path])])
-    if result.returncode:
-        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL)
-    parts = json.loads(result.stdout)
+    parts = map_alone(path)
     # QEMU before 6.1 does not say "present"; its zero clusters are then copied once more.
     here = [part for part in parts if part["depth"] == 0 and part.get("present", part["data"])]
     size = sum(part["length"] for part in parts)
     return areas.normalise([(part["start"], part["length"]) for part in here], size)
+
+
+def map_alone(path: str) -> list[dict[str, Any]]:
+    """What ``qemu-img map`` says of one image as if it stood on nothing.
+
+    :raises Damaged: it cannot be read
+    """
+    result = ask(["qemu-img", "map", "--output=json", chain_name([path])])
+    if result.returncode:
+        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL, path=path)
+    parts: list[dict[str, Any]] = json.loads(result.stdout)
+    return parts
+
+
+def counts(path: str) -> dict[str, Any]:
+    """What ``qemu-img check`` counts in one image, like ``allocated-clusters`` and ``compressed-clusters``.
+
+    :raises Damaged: it cannot be read
+    """
+    result = ask(["qemu-img", "check", "--output=json", chain_name([path])])
+    try:
+        found: dict[str, Any] = json.loads(result.stdout)
+    except ValueError:
+        raise Damaged(f"The image {path} cannot be read: {result.stderr.strip()}.", _FULL, path=path) from None
+    return found
+
+
+def edit(path: str, commands: Iterable[str], check: Callable[[], None]) -> None:
+    """Have QEMU's qemu-io do something to one image; what it leaves is on no stable storage yet.
+
+    :param commands: of qemu-io, one a line
+    :param check: called at least twice a second; what it raises ends the work
+    :raises CopyFailed: a command failed
+    """
+    with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as said:
+        script.writelines(f"{command}\n".encode() for command in commands)
+        script.seek(0)
+        command = ["setpriv", "--pdeathsig=KILL", "qemu-io", "-t", "unsafe", discarding_name(path)]
+        with subprocess.Popen(command, stdin=script, stdout=said, stderr=said) as process:
+            try:
+                while True:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(0.5)
+                        break
+                    check()
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            said.seek(0)
+            words = said.read().decode(errors="replace").replace("qemu-io> ", "").strip()
+            failure = NoSpace if "No space left" in words or "quota exceeded" in words else CopyFailed
+            raise failure(f"The image {path} cannot be changed: {words[-300:]}.", "See to the space.")
 
 
 def digest(path: str, on_progress: Callable[[int], None] = lambda done: None) -> str:
@@ -140,7 +205,8 @@ def require_parent(path: str) -> list[str]:
 _FULL = "Have this disk copied in full, and look for what happened to the repository."
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of QEMU's tools to its end, whatever that is."""
     # The messages are read by us and by the user's log: always in English.
     return subprocess.run(
         command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, errors="replace", check=False

@@ -28,6 +28,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress impo
 
 _QUEUE = 8 * areas.MIB  # bytes in flight per disk: bounds the memory of a copy, and more of them gain nothing
 _WHOLE_DISK = areas.MIB // 2  # bytes per request; larger ones leave the compression fewer to work on at a time
+_DIFFERS = "does not match expected"  # says nbdkit's filter checkwrite
+_UNREADABLE = "reading from file failed"  # says qemu-nbd of an image, and hangs up
 _MOST_REQUESTS = 32  # the disk plugin has no more in flight either
 
 
@@ -82,6 +84,8 @@ class Settings:
     :param compression: ``zstd``, ``zlib`` or ``none``
     :param target_is_zero: a disk that is restored holds only zeros yet, so zeros need not be written
     :param verify: compare the whole disk with the image afterwards
+    :param audit: percent of what is called unchanged that is compared before an incremental copy, 0 for none
+    :param audit_max: bytes of it at most
     """
 
     directory: str
@@ -90,6 +94,8 @@ class Settings:
     compression: str = "zstd"
     target_is_zero: bool = False
     verify: bool = False
+    audit: float = 0.0
+    audit_max: int = 256 * areas.MIB
 
     def __post_init__(self) -> None:
         size = self.request_size
@@ -154,8 +160,8 @@ def transfer(
         # It works in several places at a time, so that the end may be reached before all is done.
         watch.tell(task.name, stage, min(done, of - 1), of, passed)
 
-    depth = settings.request_depth or min(_MOST_REQUESTS, _QUEUE // request)
-    options = ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
+    depth = settings.request_depth or default_depth(request)
+    options = queue(request, depth)
     log = copy.RequestLog()
     with task.disk.open() as disk:
         serve = partial(servers.disk_server, disk, threads=depth, log=log.path)
@@ -166,6 +172,16 @@ def transfer(
         size = task.capacity if total is None else total
         watch.tell(task.name, stage, size, size, outcome.tally.read + outcome.tally.written)
     return outcome
+
+
+def default_depth(request: int) -> int:
+    """Requests of this size in flight per disk."""
+    return min(_MOST_REQUESTS, _QUEUE // request)
+
+
+def queue(request: int, depth: int) -> list[str]:
+    """nbdcopy's options for requests of this size, as many in flight."""
+    return ["--flush", f"--request-size={request}", f"--requests={depth}", f"--queue-size={depth * request}"]
 
 
 def request_size(settings: Settings, work: Sequence[areas.Area] | None, over_read: float = 1.1) -> int:
@@ -185,25 +201,61 @@ def only(work: Sequence[areas.Area] | None, settings: Settings) -> list[tuple[st
     return [("extentlist", f"extentlist={path}")]
 
 
+def compare(
+    task: Task,
+    settings: Settings,
+    watch: Watch,
+    stage: str,
+    chain: Sequence[str],
+    within: Sequence[areas.Area] | None = None,
+) -> list[areas.Area]:
+    """Compare a disk with a chain of images, until something differs.
+
+    :param stage: a word for the progress
+    :param within: compare these areas (a normal list of whole clusters) and nothing else
+    :returns: where they were found to differ; empty when they are the same
+    :raises Damaged: an image cannot be read
+    """
+    if within is None:
+        request = request_size(settings, None)
+    else:
+        # Whole requests are compared: they must not reach beyond the areas.
+        request = areas.request_size(within, largest=settings.request_size or areas.MIB, over_read=1.0)
+
+    def build(serve: Callable[..., list[str]], options: list[str]) -> list[str]:
+        reader = servers.image_reader(chain, task.capacity)
+        if within is not None:
+            reader = servers.filtered(reader, only(within, settings))
+            # Outside the areas nothing is compared, inside them everything, zeros too.
+            options = [*options, "--destination-is-zero", "--sparse=0"]
+        # nbdkit's filter takes what is "written" and compares it.
+        return servers.nbdcopy(reader, serve([("checkwrite", "")], read_only=False), options)
+
+    outcome = transfer(task, settings, watch, stage, request, build, None if within is None else areas.total(within))
+    if outcome.error is None:
+        return []
+    if task.disk.error:
+        raise task.disk.error
+    if _DIFFERS in outcome.said:
+        places = [(offset, min(request, task.capacity - offset)) for offset in outcome.unwritable]
+        return areas.normalise(places or [(0, task.capacity)], task.capacity)
+    if _UNREADABLE in outcome.said:
+        raise Damaged(
+            f"{chain[0]} or an image below it cannot be read.", "Verify the restore points of the disk."
+        ) from outcome.error
+    raise outcome.error
+
+
 def verify(task: Task, settings: Settings, watch: Watch, chain: Sequence[str]) -> None:
     """Compare the whole disk with a chain of images.
 
     :raises Damaged: they differ
     """
-
-    def build(serve: Callable[..., list[str]], options: list[str]) -> list[str]:
-        # nbdkit's filter takes what is "written" and compares it.
-        target = serve([("checkwrite", "")], read_only=False)
-        return servers.nbdcopy(servers.image_reader(chain, task.capacity), target, options)
-
-    outcome = transfer(task, settings, watch, "verify", request_size(settings, None), build)
-    if outcome.error and any("does not match expected" in line for line in outcome.error.details.get("messages", ())):
+    if compare(task, settings, watch, "verify", chain):
         raise Damaged(
             f"The image {task.image} is not the same as {task.name}.",
             "Have the disk copied in full, and its change tracking reset.",
         )
-    if outcome.error:
-        raise task.disk.error or outcome.error
 
 
 def figures(moved: int, seconds: float) -> dict[str, Any]:

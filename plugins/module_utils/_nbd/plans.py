@@ -12,11 +12,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, state
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, comparison, state
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import is_done
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Task
 
 _AGAIN = "Have disk_changed_areas look at this snapshot, or copy the disk in full."
+
+
+# What a result says of what its copy had nothing to do with.
+NOTHING: Mapping[str, Any] = {
+    "parent": None,
+    "bytes_read": 0,
+    "bytes_stored": 0,
+    "bytes_written": 0,
+    "sha256": None,
+    "seconds": 0,
+    "rate": 0,
+    "audit": None,
+    "identical": None,
+    "differences": [],
+    "resumed": False,
+    "warnings": [],
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +54,12 @@ def read_item(
 
     :param image: path to use when the item has none
     :param name: of the disk, for messages
-    :param direction: ``backup`` or ``restore``
+    :param direction: ``backup``, ``restore`` or ``compare``
     :param size: of the disk in bytes
     :param change_id: that the disk has in the snapshot that is backed up
     :raises InvalidInput: the item contradicts the disk or itself
     """
-    image = item.get("image") or image
+    image = item.get("image") or (direction == "compare" and item.get("parent")) or image
     if not image:
         raise InvalidInput(f"There is no image for {name}.", "Give image in disks, or image_dir.")
     try:
@@ -59,8 +76,12 @@ def read_item(
         raise InvalidInput(f"{name}: the kind {kind} is unknown.", "Give full or incremental.")
     if capacity != size:
         raise InvalidInput(f"{name} has {size} bytes in the snapshot, not {capacity}.", _AGAIN)
-    if item.get("change_id") and item["change_id"] != change_id:
+    # A comparison without areas may name a restore point's disk, with the change ID of another snapshot.
+    counted = direction == "backup" or listed
+    if counted and item.get("change_id") and item["change_id"] != change_id:
         raise InvalidInput(f"{name} has the change ID {change_id} in the snapshot, not {item['change_id']}.", _AGAIN)
+    if direction == "compare":
+        return Wanted(os.path.abspath(image), kind, capacity, _work(listed, name, capacity), None)
     if kind == "full":
         return Wanted(os.path.abspath(image), kind, capacity, None, None)
     if not parent or not listed:
@@ -96,19 +117,21 @@ def _check_new(image: str, tasks: Sequence[Task]) -> None:
 
 def foretell(task: Task, direction: str) -> dict[str, Any]:
     """The result of a task as far as it is known beforehand."""
-    changed = direction == "restore" or not is_done(task)
-    size = task.capacity if task.work is None else areas.total(task.work)
+    changed = direction == "restore" or (direction == "backup" and not is_done(task))
+    work = task.work if changed else []
+    if direction == "compare":
+        work = comparison.unchanged(task)
+    size = task.capacity if work is None else areas.total(work)
     return {
+        **NOTHING,
         **task.facts,
         **dict.fromkeys(("transport", "bytes_stored", "sha256", "seconds", "rate")),
         "image": task.image,
         "parent": task.parent,
         "capacity": task.capacity,
-        "bytes_read": size if changed and direction == "backup" else 0,
-        "bytes_written": size if changed and direction == "restore" else 0,
-        "resumed": False,
+        "bytes_read": 0 if direction == "restore" else size,
+        "bytes_written": size if direction == "restore" else 0,
         "changed": changed,
-        "warnings": [],
     }
 
 

@@ -2,7 +2,7 @@
 # BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Private to holdfast.backup: what must be on the proxy before a copy is worth starting."""
+"""Private to holdfast.backup: what must be on the proxy before a copy or a merge is worth starting."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _PROGRAMS = {
     "nbdinfo": "libnbd-bin (Debian, Ubuntu) or libnbd (Fedora, RHEL)",
     "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)",
     "qemu-nbd": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)",
+    "qemu-io": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)",
     "setpriv": "util-linux",
 }
 _FILTERS = ("checkwrite", "extentlist", "log", "truncate")
@@ -34,21 +35,25 @@ def check_program(program: str) -> None:
         )
 
 
-def check_programs() -> None:
+def check_programs(merging: bool = False) -> None:
     """See that all programs are there, and nbdkit's plugin and filters.
 
+    :param merging: for the work on images alone, not for copies of disks
     :raises MissingRequirement: names the first that is not, and the package that has it
     """
     for program in _PROGRAMS:
-        check_program(program)
-    filters = [f"--filter={name}" for name in _FILTERS]
+        if merging or program != "qemu-io":
+            check_program(program)
+    plugin = "nbd" if merging else "python"
+    filters = [f"--filter={name}" for name in (*_FILTERS, *(["rate"] if merging else []))]
     result = subprocess.run(
-        ["nbdkit", *filters, "python", "--dump-plugin"], capture_output=True, text=True, errors="replace", check=False
+        ["nbdkit", *filters, plugin, "--dump-plugin"], capture_output=True, text=True, errors="replace", check=False
     )
     if result.returncode:
         raise MissingRequirement(
             f"nbdkit lacks a part: {result.stderr.strip() or result.returncode}.",
-            "Install nbdkit-plugin-python (Debian, Ubuntu) or nbdkit-python-plugin and nbdkit-basic-filters (Fedora).",
+            f"Install nbdkit-plugin-{plugin} (Debian, Ubuntu) or nbdkit-{plugin}-plugin and nbdkit-basic-filters "
+            "(Fedora).",
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, images, jobs, servers
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Settings, Task
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
@@ -21,12 +20,7 @@ def restore(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
     :returns: image, capacity, bytes_written, seconds, rate, transport, warnings, changed, and the task's facts
     """
     chain = images.chain(task.image)
-    size = images.info(task.image)["virtual-size"]
-    if size not in (task.capacity, images.virtual_size(task.capacity)):
-        raise InvalidInput(
-            f"The image {task.image} is of a disk of about {size} bytes, not of {task.capacity}.",
-            "Give the capacity of the disk that was backed up, and a disk of that size.",
-        )
+    images.check_capacity(task.image, task.capacity)
     work = None if task.work is None else areas.normalise(task.work, task.capacity, servers.CLUSTER)
     request = jobs.request_size(settings, work)
 

@@ -92,16 +92,26 @@ def image_reader(chain: Sequence[str], size: int | None = None) -> list[str]:
     return ["setpriv", "--pdeathsig=TERM", "qemu-nbd", "--read-only", _name(node)]
 
 
-def filtered(server: Sequence[str], filters: Sequence[tuple[str, str]]) -> list[str]:
-    """The nbdkit command that shows another read-only server through filters."""
+def filtered(server: Sequence[str], filters: Sequence[tuple[str, str]], read_only: bool = True) -> list[str]:
+    """The nbdkit command that shows another read-only server through filters.
+
+    :param read_only: a filter that only compares takes what is written
+    """
     command, *arguments = server
     proxy = ("nbd", f"command={command}", *(f"arg={argument}" for argument in arguments))
-    return disk_server(Disk(proxy), filters)
+    return disk_server(Disk(proxy), filters, read_only)
 
 
 def chain_name(chain: Sequence[str]) -> str:
     """The name under which QEMU's tools open a chain of images, the topmost first, with nothing left to guess."""
     return _name(_qcow2(chain))
+
+
+def discarding_name(image: str) -> str:
+    """The name under which QEMU opens one image alone, so that its file gives back the space of freed clusters."""
+    node = {**_qcow2([image]), "discard": "unmap"}
+    node["file"]["discard"] = "unmap"
+    return _name(node)
 
 
 def nbdcopy(source: Sequence[str], destination: Sequence[str], options: Sequence[str] = ()) -> list[str]:

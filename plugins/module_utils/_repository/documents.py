@@ -145,6 +145,13 @@ class Fields:
         """The same, or None."""
         return None if self._document.get(key) is None else self.integer(key, largest, smallest)
 
+    def boolean(self, key: str) -> bool:
+        """True or false."""
+        value = self._document.get(key)
+        if not isinstance(value, bool):
+            self.refuse(key, "is neither true nor false")
+        return value
+
     def items(self, key: str, longest: int) -> list[Any]:
         """A list of at most ``longest`` items."""
         value = self._document.get(key)

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Callable, Iterator
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, NoSpace, RepositoryError
 
@@ -71,8 +71,11 @@ def read(path: str, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def digest(path: str) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a regular file."""
+def digest(path: str, check: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a regular file.
+
+    :param check: called between blocks; what it raises ends the reading
+    """
     with os.fdopen(open_plain(path), "rb", buffering=0) as file:
         checksum, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_BUFFER))
         while True:
@@ -81,11 +84,15 @@ def digest(path: str) -> tuple[int, str]:
                 return size, checksum.hexdigest()
             checksum.update(buffer[:count])
             size += count
+            check()
 
 
-def write(path: str, data: bytes) -> None:
-    """Put a file of mode 0600 in place, whole or not at all, and durable."""
-    temporary = f"{path}.new"
+def write(path: str, data: bytes, temporary: str | None = None) -> None:
+    """Put a file of mode 0600 in place, whole or not at all, and durable.
+
+    :param temporary: where it is made, in the same directory; of a name of its own where several may write at once
+    """
+    temporary = temporary or f"{path}.new"
     remove(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

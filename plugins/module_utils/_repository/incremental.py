@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import RepositoryError
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import images, points
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import images, points, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
@@ -68,9 +68,12 @@ def _plan_disk(
             return full("no earlier restore point" if not entries else "no earlier restore point of this disk")
         for link in links:
             images.check(image_path(repository, link), link.disk)
+        damage = records.Known(repository).damage(links)
     except RepositoryError as error:
         return full(error.message.rstrip("."))
     point, newest = links[-1]
+    if damage is not None:
+        return full(f"verification of {damage.record.time} found {damage.path} damaged", newest.capacity)
     if newest.change_id is None:
         return full(f"no change ID in {point.id}", newest.capacity)
     if len(links) >= max_chain:

@@ -68,6 +68,22 @@ def select(repository: Repository, selection: Selection) -> tuple[list[Selected]
     return found, passed_over
 
 
+def objects(repository: Repository, selection: Selection) -> dict[str, list[Entry]]:
+    """The entries of each VM and first class disk asked for, by its ID. Not those that only hold the disk.
+
+    :raises NotFound: no such VM or first class disk
+    :raises Ambiguous: several have the name
+    """
+    found = {one.all[0].id.object_id: one.all for one in _objects(repository, selection)}
+    if selection.fcd_id is None and selection.fcd_name is None:
+        return found
+    own = {object_id: entries for object_id, entries in found.items() if isinstance(points.owner(entries), Fcd)}
+    own = own or {object_id: entries for object_id, entries in found.items() if object_id == selection.fcd_id}
+    if not own:
+        raise points.unknown("first class disk", str(selection.fcd_id or selection.fcd_name))
+    return own
+
+
 class _Object(NamedTuple):
     """The entries of one object: all, and those that may be chosen."""
 

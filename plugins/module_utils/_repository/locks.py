@@ -189,6 +189,8 @@ def _take(directory: str, prepared: str, run: str) -> bool:
 
 
 def _break(directory: str, run: str) -> bool:
+    if not files.is_directory(os.path.join(directory, NAME)):
+        return False
     try:
         os.unlink(_record(directory, run))
     except (FileNotFoundError, NotADirectoryError):
@@ -200,8 +202,12 @@ def _break(directory: str, run: str) -> bool:
 
 
 def _holder(directory: str) -> Holder | None:
+    lock = os.path.join(directory, NAME)
+    # A link in a hostile repository would have us take files elsewhere for records, and delete them.
+    if not files.is_directory(lock):
+        return None
     try:
-        names = sorted(os.listdir(os.path.join(directory, NAME)))
+        names = sorted(os.listdir(lock))
     except (FileNotFoundError, NotADirectoryError):
         return None
     for name in names:

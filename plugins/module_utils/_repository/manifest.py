@@ -226,6 +226,11 @@ class Point:
     collection_version: str
 
     @property
+    def time(self) -> str:
+        """The name of its directory."""
+        return self.id.partition("/")[2]
+
+    @property
     def owner(self) -> Owner:
         """What it is of."""
         owner = self.vm or self.fcd

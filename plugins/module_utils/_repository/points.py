@@ -24,7 +24,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.manife
     Disk,
     Fcd,
     Owner,
-    Parent,
     Point,
     PointId,
     Vm,
@@ -64,8 +63,36 @@ class Entry:
 def read_entries(repository: Repository, object_id: str) -> list[Entry]:
     """Every complete restore point of an object, oldest first. A damaged one is listed, it does not raise."""
     times = layout.complete_times(repository.object_directory(object_id))
-    entries = (_read_entry(repository, PointId(object_id, time)) for time in times)
+    entries = (read_entry(repository, PointId(object_id, time)) for time in times)
     return [entry for entry in entries if entry is not None]
+
+
+def read_entry(repository: Repository, point_id: PointId) -> Entry | None:
+    """A complete restore point as it is now, or None when there is none."""
+    path = repository.point_directory(point_id)
+    try:
+        if not files.is_directory(path):
+            raise Damaged(f"{path} is not a directory.", "A repository holds only plain directories; remove it.")
+        with files.reporting(f"read restore point {point_id}"):
+            data = files.read(os.path.join(path, manifest.FILE), documents.MAX_BYTES)
+        return Entry(point_id, path, manifest.parse(data, point_id), None, merging(repository, point_id))
+    except RepositoryError as error:
+        # Deleted since the directory was listed: never mind.
+        if not os.path.lexists(path):
+            return None
+        return Entry(point_id, path, None, error, merging(repository, point_id))
+
+
+def merging(repository: Repository, point_id: PointId) -> Point | None:
+    """The manifest that a merge has committed and not put in place yet, if there is a valid one."""
+    directory = repository.merging_directory(point_id)
+    try:
+        if not files.is_directory(directory):
+            return None
+        data = files.read(os.path.join(directory, layout.MERGED), documents.MAX_BYTES)
+        return manifest.parse(data, point_id)
+    except (OSError, RepositoryError):
+        return None
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Point]:
@@ -80,9 +107,34 @@ def chain(points: Mapping[str, Point], point: Point, disk: Disk) -> list[Link]:
     :raises Damaged: a part of the chain is missing or does not fit
     """
     links = [Link(point, disk)]
-    while (parent := links[-1].disk.parent) is not None:
-        links.append(_parent_link(points, links[-1], parent))
+    while (link := below(points, links[-1])) is not None:
+        links.append(link)
     return links[::-1]
+
+
+def below(points: Mapping[str, Point], link: Link) -> Link | None:
+    """The image that an image stands on; None below a full one.
+
+    :raises Damaged: it is missing or does not fit
+    """
+    disk, parent = link.disk, link.disk.parent
+    if parent is None:
+        return None
+    step = "Run the backup again: it makes a full copy of this disk."
+    point = points.get(parent.time)
+    if point is None:
+        raise Damaged(
+            f"{disk.label} of {link.point.id} stands on restore point {parent.id}, which is missing or unreadable.",
+            step,
+        )
+    for found in point.disks:
+        if found.image == parent.file:
+            if found.identity != disk.identity:
+                break
+            return Link(point, found)
+    raise Damaged(
+        f"{disk.label} of {link.point.id} stands on {parent.image}, which is no image of the same disk.", step
+    )
 
 
 def is_whole(points: Mapping[str, Point], point: Point) -> bool:
@@ -93,6 +145,20 @@ def is_whole(points: Mapping[str, Point], point: Point) -> bool:
     except Damaged:
         return False
     return True
+
+
+def ancestry(repository: Repository, point_id: PointId) -> list[Entry]:
+    """A restore point and all that it stands on, as they are now, oldest first. Empty when the point has gone."""
+    found: dict[str, Entry] = {}
+    wanted = [point_id.time]
+    while wanted:
+        time = wanted.pop()
+        entry = read_entry(repository, PointId(point_id.object_id, time))
+        if entry is not None:
+            found[time] = entry
+            disks = () if entry.point is None else entry.point.disks
+            wanted += {disk.parent.time for disk in disks if disk.parent is not None} - found.keys() - set(wanted)
+    return [found[time] for time in sorted(found)] if point_id.time in found else []
 
 
 def dependents(points: Iterable[Point], time: str) -> list[Point]:
@@ -142,52 +208,6 @@ def unknown(what: str, wanted: str) -> NotFound:
     return NotFound(
         f"The repository holds no restore point of the {what} {wanted}.",
         "List all with restore_point_info without naming any.",
-    )
-
-
-def merging(repository: Repository, point_id: PointId) -> Point | None:
-    """The manifest that a merge has committed and not put in place yet, if there is a valid one."""
-    directory = repository.merging_directory(point_id)
-    try:
-        if not files.is_directory(directory):
-            return None
-        data = files.read(os.path.join(directory, layout.MERGED), documents.MAX_BYTES)
-        return manifest.parse(data, point_id)
-    except (OSError, RepositoryError):
-        return None
-
-
-def _read_entry(repository: Repository, point_id: PointId) -> Entry | None:
-    path = repository.point_directory(point_id)
-    try:
-        if not files.is_directory(path):
-            raise Damaged(f"{path} is not a directory.", "A repository holds only plain directories; remove it.")
-        with files.reporting(f"read restore point {point_id}"):
-            data = files.read(os.path.join(path, manifest.FILE), documents.MAX_BYTES)
-        return Entry(point_id, path, manifest.parse(data, point_id), None, merging(repository, point_id))
-    except RepositoryError as error:
-        # Deleted since the directory was listed: never mind.
-        if not os.path.lexists(path):
-            return None
-        return Entry(point_id, path, None, error, merging(repository, point_id))
-
-
-def _parent_link(points: Mapping[str, Point], link: Link, parent: Parent) -> Link:
-    disk = link.disk
-    step = "Run the backup again: it makes a full copy of this disk."
-    point = points.get(parent.time)
-    if point is None:
-        raise Damaged(
-            f"{disk.label} of {link.point.id} stands on restore point {parent.id}, which is missing or unreadable.",
-            step,
-        )
-    for found in point.disks:
-        if found.image == parent.file:
-            if found.identity != disk.identity:
-                break
-            return Link(point, found)
-    raise Damaged(
-        f"{disk.label} of {link.point.id} stands on {parent.image}, which is no image of the same disk.", step
     )
 
 

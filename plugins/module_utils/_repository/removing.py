@@ -10,7 +10,14 @@ import os
 import uuid
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import RepositoryError
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import files, layout, locks, points, starting
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    files,
+    layout,
+    locks,
+    pins,
+    points,
+    switching,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Point, PointId
 
@@ -45,7 +52,7 @@ def remove(
 
     :param force: also the last one of its object that can be read
     :return: whether that changes anything, and what its manifest said, if that could be read
-    :raises RepositoryError: another restore point needs it, or it is the last one
+    :raises RepositoryError: it is pinned, another restore point needs it, or it is the last one
     :raises Locked: a run is writing restore points of this object
     """
     repository = layout.open_repository(path)
@@ -58,18 +65,28 @@ def remove(
     run = uuid.uuid4().hex
     locks.acquire(directory, run, lease, lock_timeout)
     try:
+        # What a merge has committed counts, and may be what no longer needs this point.
+        switching.recover(directory)
         point = _removable(repository, point_id, force)
         with files.reporting("delete the restore point"):
             # Out of sight first, at once: a reader never sees half of it.
             os.rename(target, target + layout.DELETED)
             files.sync_directory(directory)
-        starting.sweep(directory)
+        switching.recover(directory)
     finally:
         locks.release(directory, run)
     return True, point
 
 
 def _removable(repository: Repository, point_id: PointId, force: bool) -> Point | None:
+    pin = pins.read(repository.point_directory(point_id))
+    if pin is not None:
+        why = f": {pin.reason}" if pin.reason else ""
+        raise RepositoryError(
+            f"Restore point {point_id} is pinned{why}.",
+            "Take the pin away first, with state=unpinned; force does not overrule it.",
+            pinned=pin.as_dict(),
+        )
     entries = points.read_entries(repository, point_id.object_id)
     readable = points.readable(entries)
     needed_by = [point.id for point in points.dependents(readable.values(), point_id.time)]

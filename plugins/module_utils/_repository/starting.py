@@ -20,6 +20,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     locks,
     manifest,
     points,
+    switching,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.incremental import Since
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
@@ -43,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Started:
-    """A restore point that is being written in ``path``. ``swept`` are the dead leftovers removed."""
+    """A restore point that is being written in ``path``. ``swept`` is what dead runs had left."""
 
     changed: bool
     id: PointId
@@ -86,7 +87,7 @@ def start(path: str, request: Request, now: datetime, dry: bool = False) -> Star
 def _begin(repository: Repository, request: Request, run: str, now: datetime) -> Started:
     directory = repository.object_directory(request.object_id)
     point_id = _new_id(directory, request, now)
-    swept = sweep(directory)
+    swept = switching.recover(directory)
     _check_space(repository, request.min_free)
     with files.reporting("make the directory of the restore point"):
         os.mkdir(repository.partial_directory(point_id), 0o700)
@@ -108,15 +109,6 @@ def _started(
     entries = points.read_entries(repository, request.object_id)
     since = incremental.plan(repository, entries, request.disks, request.mode, request.max_chain)
     return Started(changed, point_id, repository.partial_directory(point_id), run, since, swept)
-
-
-def sweep(directory: str) -> list[str]:
-    """Remove what dead runs left in an object's directory; the names removed. Only for the owner of the lock."""
-    names = layout.leftovers(directory)
-    with files.reporting("remove what a dead run left"):
-        for name in names:
-            files.remove(os.path.join(directory, name))
-    return names
 
 
 def _new_id(directory: str, request: Request, now: datetime) -> PointId:

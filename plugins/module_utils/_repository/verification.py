@@ -5,23 +5,37 @@
 """Private to holdfast.backup: is a restore point still what was written?
 
 Every problem is found and named; nothing raises, so that one damaged restore point never hides
-another. An image that several points share is examined once.
+another. An image that several points share is examined once. A restore point that is deleted while it is
+examined, or merged with those that it stands on, is not damaged.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import files, images, incremental, points
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged, MissingRequirement
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import examining, images, points, records
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.examining import (
+    Examiner,
+    Finding,
+    OutOfTime,
+    Part,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.images import CheckImage
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, File, Point
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Point, PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import DiskRecord
 
-NONE, STRUCTURE, CONTENT = LEVELS = ("none", "structure", "content")
+NONE, STRUCTURE, CONTENT, RESTORE = LEVELS = records.LEVELS
+
+ReadContent = Callable[[Sequence[str], int, Callable[[], None]], "tuple[str, int]"]
+"""The content hash of a disk, and the bytes read for it: from a chain of images (paths, the topmost first), the disk's
+capacity in bytes, and a function to call often."""
+
+_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """A restore point's chain and what was found. ``chain`` holds point IDs, oldest first, itself included."""
+    """A restore point's chain and what was found. ``chain`` holds point IDs, oldest first, itself included.
+
+    ``findings`` are about all files that it needs, ``disks`` about its own disks, read back.
+    """
 
     chain: list[str]
     chain_length: int
     broken: bool
     level: str
     problems: list[Problem]
+    findings: list[Finding] = field(default_factory=list)
+    disks: list[DiskRecord] = field(default_factory=list)
+    bytes_read: int = 0
 
     def verified(self) -> dict[str, Any]:
         """The outcome in JSON values."""
@@ -58,24 +78,66 @@ class Report:
 
 
 class Verifier:
-    """Examines the restore points of one repository, each image at most once."""
+    """Examines the restore points of one repository, each image at most once.
 
-    def __init__(self, repository: Repository, level: str, check_image: CheckImage) -> None:
+    :param read_content: for the level ``restore``
+    :param check: called often; what it raises ends the examination without a result
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        level: str,
+        check_image: CheckImage,
+        read_content: ReadContent | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._repository = repository
         self._level = level
-        self._check_image = check_image
-        self._seen: dict[str, list[Problem]] = {}
+        self._examiner = Examiner(repository, CONTENT if level == RESTORE else level, check_image, check)
+        self._read_content = read_content
+        self._check = check
+        self._read_back: dict[tuple[PointId, str], tuple[DiskRecord, int]] = {}
 
-    def examine(self, entries: Iterable[Entry], entry: Entry) -> Report:
-        """Examine one of the entries of an object."""
+    def examine(self, entries: Iterable[Entry], entry: Entry) -> Report | None:
+        """Examine one of the entries of an object; None when it was deleted since they were read."""
+        readable = points.readable(entries)
+        report = self._examine(readable, entry)
+        for _turn in range(_TURNS):
+            if not (report.broken or report.problems or any(one.vanished for one in report.findings)):
+                return report
+            fresh = points.ancestry(self._repository, entry.id)
+            if not fresh:
+                examining.check_there(self._repository)
+                return None
+            if all(_is_same(one, readable) for one in fresh) and not any(one.vanished for one in report.findings):
+                return report
+            entry, readable = fresh[-1], points.readable(fresh)
+            report = self._examine(readable, entry)
+        return report
+
+    def read_back(self, readable: Mapping[str, Point], point: Point, disk: Disk) -> tuple[DiskRecord, int]:
+        """The content of a disk, through its chain, against what it was the first time; and the bytes read.
+
+        Every file of the chain is known to be as written.
+        """
+        key = PointId.parse(point.id), disk.image
+        if key in self._read_back:
+            return self._read_back[key]
+        found = self._read_disk(readable, point, disk)
+        if found[0].ok:  # else a merge may have taken away what it was read from
+            self._read_back[key] = found
+        return found
+
+    def _examine(self, readable: Mapping[str, Point], entry: Entry) -> Report:
         if entry.problem is not None:
             return Report([], 0, True, self._level, [Problem.of(entry.problem)])
-        readable = points.readable(entries)
         return self._examine_point(readable, readable[entry.id.time], entry.path)
 
     def _examine_point(self, readable: Mapping[str, Point], point: Point, path: str) -> Report:
         problems: list[Problem] = []
         members, longest, broken = {point.id}, 0, False
+        chains: list[Sequence[Link]] = []
         for disk in point.disks:
             try:
                 links = points.chain(readable, point, disk)
@@ -85,53 +147,78 @@ class Verifier:
                 continue
             members.update(link.point.id for link in links)
             longest = max(longest, len(links))
-            problems.extend(self._examine_chain(links))
-        problems.extend(self._examine_files(path, point.files))
-        return Report(sorted(members), longest, broken, self._level, problems)
+            chains.append(links)
+        report = Report(sorted(members), longest, broken, self._level, problems)
+        return report if self._level == NONE else self._examine_files(readable, point, chains, report)
 
-    def _examine_chain(self, links: Iterable[Link]) -> list[Problem]:
-        if self._level == NONE:
-            return []
-        found: list[Problem] = []
-        for link in links:
-            path = incremental.image_path(self._repository, link)
-            found += self._once(path, self._examine_image, path, link.disk)
-        return found
+    def _examine_files(
+        self, readable: Mapping[str, Point], point: Point, chains: Iterable[Sequence[Link]], report: Report
+    ) -> Report:
+        of_disks = [(links, [Part.of_link(link) for link in links]) for links in chains]
+        others = [Part.of_file(point, file) for file in point.files]
+        needed = dict.fromkeys([part for _links, parts in of_disks for part in parts] + others)
+        found = dict(zip(needed, self._examiner.examine_all(needed)))
+        problems = report.problems
+        for part, finding in found.items():
+            if finding.error is not None:
+                problems.append(Problem.of(finding.error, part.path(self._repository)))
+        disks, bytes_read = [], sum(one.bytes_read for one in found.values())
+        for links, parts in of_disks if self._level == RESTORE else ():
+            if all(found[part].error is None and not found[part].vanished for part in parts):
+                record, count = self.read_back(readable, point, links[-1].disk)
+                disks.append(record)
+                bytes_read += count
+                if not record.ok:
+                    image = os.path.join(self._directory(point), record.image)
+                    problems.append(Problem(record.what or "", image, images.NEXT_STEP))
+        return Report(
+            report.chain,
+            report.chain_length,
+            report.broken,
+            report.level,
+            problems,
+            list(found.values()),
+            disks,
+            bytes_read,
+        )
 
-    def _examine_image(self, path: str, disk: Disk) -> None:
-        images.check(path, disk)
-        images.check_structure(path, self._check_image)
-        self._check_content(path, disk.sha256)
+    def _read_disk(self, readable: Mapping[str, Point], point: Point, disk: Disk) -> tuple[DiskRecord, int]:
+        if self._read_content is None:
+            raise TypeError("The level restore needs a way to read the content.")
+        earlier = records.read(self._directory(point)).of_disk(disk.image)
+        recorded = None if earlier is None else earlier.content_hash
+        paths = [Part.of_link(link).path(self._repository) for link in points.chain(readable, point, disk)]
+        try:
+            digest, count = self._read_content(paths[::-1], disk.capacity, self._check)
+        except (OutOfTime, MissingRequirement):
+            raise
+        except BackupError as error:
+            what = f"The content of {disk.label} cannot be read through its chain: {error.message}"
+            return DiskRecord(disk.image, recorded, examining.now(), False, what), 0
+        if recorded not in (None, digest):
+            what = f"The content of {disk.label}, read through its chain, is not what it was before."
+            return DiskRecord(disk.image, recorded, examining.now(), False, what), count
+        return DiskRecord(disk.image, digest, examining.now(), True, None), count
 
-    def _examine_files(self, path: str, named: Iterable[File]) -> list[Problem]:
-        if self._level == NONE:
-            return []
-        found: list[Problem] = []
-        for file in named:
-            inner = os.path.join(path, file.name)
-            found += self._once(inner, self._examine_file, inner, file)
-        return found
+    def _directory(self, point: Point) -> str:
+        return self._repository.point_directory(PointId.parse(point.id))
 
-    def _examine_file(self, path: str, file: File) -> None:
-        with files.reporting("read a file of the restore point"):
-            if not files.is_plain(path) or os.lstat(path).st_size != file.size:
-                raise Damaged(
-                    f"{path} is missing or not {file.size} bytes long.", "Restore it from a copy of the repository."
-                )
-        self._check_content(path, file.sha256)
 
-    def _check_content(self, path: str, sha256: str) -> None:
-        if self._level != CONTENT:
-            return
-        with files.reporting("read a file of the restore point"):
-            if files.digest(path)[1] != sha256:
-                raise Damaged(f"The content of {path} is not what was written.", images.NEXT_STEP)
+def store(repository: Repository, findings: Iterable[Finding], disks: Mapping[PointId, Sequence[DiskRecord]]) -> bool:
+    """Store what was found; whether that says anything new besides newer times.
 
-    def _once(self, path: str, examine: Callable[..., None], *args: Any) -> list[Problem]:
-        if path not in self._seen:
-            self._seen[path] = []
-            try:
-                examine(*args)
-            except BackupError as error:
-                self._seen[path].append(Problem.of(error, path))
-        return self._seen[path]
+    :param disks: what was found of the disks of points
+    """
+    found: dict[PointId, list[records.FileRecord]] = {point_id: [] for point_id in disks}
+    for finding in findings:
+        if finding.record is not None:
+            found.setdefault(finding.part.point_id, []).append(finding.record)
+    changed = False
+    for point_id, of_point in found.items():
+        directory = repository.point_directory(point_id)
+        changed = records.store(directory, of_point, disks.get(point_id, ())) or changed
+    return changed
+
+
+def _is_same(entry: Entry, readable: Mapping[str, Point]) -> bool:
+    return entry.point == readable.get(entry.id.time)

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 import pytest
+from ansible_collections.holdfast.backup.tests import modules
 from ansible_collections.holdfast.backup.tests.integration.roles.support import (
     BACKUP,
     MIB,
@@ -195,3 +196,18 @@ def test_next_run_removes_the_snapshot_that_stayed(site: Site, second: Night):
     assert stuck.snapshots == []
     assert [disk["kind"] for disk in second.run["stuck"].result["disks"]] == ["incremental"]
     assert contents(site.points(stuck)[-1]) == second.held["stuck"]
+
+
+def test_disks_that_need_consolidation(site: Site):
+    """It is told, and the next removal of a snapshot tries again."""
+    loose = site.machine("loose", [MIB])
+    site.lab.tracking(fail_consolidation=1)
+    site.lab.fault(task="consolidate*", fault="FileLocked", object=loose.moid, fields={"file": "[ds] loose.vmdk"})
+    warnings = site.run(BACKUP, {"loose": {}})["loose"].result["warnings"]
+    assert "FileLocked" in warnings[0]
+    assert "need consolidation" in warnings[1]
+    site.lab.clear_faults()
+    assert site.run(BACKUP, {"loose": {}})["loose"].result["warnings"] == [warnings[1]]  # before its removal
+    assert [point["warnings"] for point in site.points(loose)] == [warnings, [warnings[1]]]
+    looked = modules.run("vm_snapshot_info", {**site.lab.module_args(), "moid": loose.moid})
+    assert not looked["consolidation_needed"]

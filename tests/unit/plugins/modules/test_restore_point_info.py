@@ -306,7 +306,7 @@ def test_a_shared_image_is_read_once(backup: Backup, monkeypatch: pytest.MonkeyP
         backup.backup()
     read: list[str] = []
     digest = files.digest
-    monkeypatch.setattr(files, "digest", lambda path: read.append(path) or digest(path))
+    monkeypatch.setattr(files, "digest", lambda path, check: read.append(path) or digest(path, check))
     assert problems(backup, "content") == [[]] * 4
     assert len(read) == len(set(read)) == 4
 
