@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: restore_point
-short_description: Start, complete, abort, pin or delete a restore point
+short_description: Start, complete, abort, verify, pin or delete a restore point
 version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast-backup)
@@ -18,7 +18,10 @@ description:
   - One run at a time writes restore points of a virtual machine or disk. O(state=started) takes the lock,
     O(state=completed) and O(state=aborted) give it back. The lock of a dead run is taken over.
 notes:
-  - The module runs where the repository is mounted, and needs C(qemu-img) there.
+  - The module runs where the repository is mounted, and needs C(qemu-img) there. Verifying at the O(level) V(restore)
+    also needs C(nbdcopy), C(qemu-nbd) and C(nbdkit) with its Python plugin.
+  - O(state=verified) is changed when it finds something else than was stored, like another level; a newer
+    time alone is no change. In check mode it examines as much, and stores nothing.
 extends_documentation_fragment:
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
@@ -35,11 +38,13 @@ options:
         may stand on. The same O(run) may repeat it, which renews its lock.
       - V(completed) checks what was copied, records it and makes it visible.
       - V(aborted) removes what the run has written, and nothing else.
+      - V(verified) examines a complete restore point with all that it stands on, at the O(level) asked for, and stores
+        what was found. It fails when anything is damaged. Needs no lock.
       - V(pinned) keeps a complete restore point from being deleted, by retention and by V(absent), until V(unpinned)
         takes that back.
       - V(absent) deletes a complete restore point that no other one needs and that is not pinned.
     type: str
-    choices: [started, completed, aborted, pinned, unpinned, absent]
+    choices: [started, completed, aborted, verified, pinned, unpinned, absent]
     default: started
   id:
     description:
@@ -118,6 +123,17 @@ options:
     type: list
     elements: str
     default: []
+  level:
+    description:
+      - How O(state=verified) examines.
+      - V(structure) sees that all files of the chain are there and have their sizes, that every image stands on the
+        right one, and runs C(qemu-img check).
+      - V(content) compares the hash of every file with the recorded one, so it finds every flipped bit.
+      - V(restore) also reads every disk through its chain as a restore would, and compares what it holds with
+        the hash of the first time. This finds what went wrong in a merge, or in QEMU.
+    type: str
+    choices: [structure, content, restore]
+    default: content
   reason:
     description:
       - With O(state=pinned), why the restore point is kept. Without it, a pin that is there keeps its reason.
@@ -167,6 +183,13 @@ EXAMPLES = r"""
     state: pinned
     id: 5029c0de-4a5e-4b0c-8d4e-2a1f0d3c9b11/20261120T021500Z
     reason: before the upgrade to release 5
+
+- name: Prove a restore point, and remember that
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: verified
+    id: "{{ done.restore_point.id }}"
+    level: content
 
 - name: Delete a restore point
   holdfast.backup.restore_point:
@@ -229,6 +252,53 @@ restore_point:
       description: When and why it was pinned, or null. Both are null where its pin cannot be read.
       type: dict
       sample: {time: "2026-11-20T08:00:00Z", reason: before the upgrade to release 5}
+    verification:
+      description:
+        - What is stored of verifications, after O(state=verified). Null in other states, and as
+          RV(holdfast.backup.restore_point_info#module:restore_points[].verification).
+      type: dict
+      sample: {level: content, time: "2026-11-21T04:00:00Z", ok: true, problems: []}
+    verified:
+      description: The outcome of O(state=verified). Null in other states.
+      type: dict
+      contains:
+        level:
+          description: The level asked for.
+          type: str
+          sample: content
+        ok:
+          description: Whether nothing wrong was found.
+          type: bool
+          sample: true
+        problems:
+          description:
+            - What is wrong, as RV(holdfast.backup.restore_point_info#module:restore_points[].verified.problems).
+          type: list
+          elements: dict
+        files:
+          description: The files examined.
+          type: int
+          sample: 6
+        bytes:
+          description: Bytes read of them, and of the disks through their chains.
+          type: int
+          sample: 21474836480
+        seconds:
+          description: The time it took.
+          type: float
+          sample: 17.402
+        rate:
+          description: Bytes per second.
+          type: int
+          sample: 1234046681
+damage:
+  description:
+    - Returned also when O(state=verified) fails, which it does when there is any.
+    - All damage that is known of the virtual machine or first class disk, with what is lost and what can still be
+      restored, as RV(holdfast.backup.repository_verification#module:damage).
+  returned: success or damage
+  type: list
+  elements: dict
 since:
   description: For each disk, what an incremental copy may stand on. Empty in other states than V(started).
   returned: success
@@ -282,14 +352,16 @@ swept:
 """
 
 import os
+import time
 from datetime import datetime, timezone
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
+    checking,
     completing,
     layout,
     manifest,
@@ -297,17 +369,19 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     points,
     removing,
     starting,
+    verification,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Point, PointId, Vm
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.pins import Pin
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import Verifier
 
 # What a restore point was before a state was brought about.
 _BEFORE = {
     "started": "absent",
     "completed": "started",
     "aborted": "started",
+    "verified": "completed",
     "pinned": "unpinned",
     "unpinned": "pinned",
     "absent": "completed",
@@ -330,6 +404,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "snapshot_time": {"type": "str"},
     "unprotected": {"type": "list", "elements": "dict", "default": []},
     "warnings": {"type": "list", "elements": "str", "default": []},
+    "level": {"type": "str", "choices": list(verification.LEVELS[1:]), "default": "content"},
     "reason": {"type": "str"},
     "force": {"type": "bool", "default": False},
 }
@@ -372,8 +447,8 @@ def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any
         raise InvalidInput(f"{point_id} is no restore point of {owner.name}.", "Give the vm or fcd that was started.")
     requirements.check_program("qemu-img")
     taken = None if params["snapshot_time"] is None else manifest.exact_time(params["snapshot_time"])
-    content = Content(owner, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
-    changed, point = completing.complete(params["repository"], point_id, params["run"], content, images.check, now, dry)
+    copied = Content(owner, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
+    changed, point = completing.complete(params["repository"], point_id, params["run"], copied, images.check, now, dry)
     return _answer("completed", changed, owner, point_id, _path(params, point_id), params["run"], point)
 
 
@@ -406,22 +481,50 @@ def _pin(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
         params["lease"],
         dry,
     )
-    answer = _of_complete(params, state, before != after, point_id, after)
+    answer = _of_complete(params, before != after, point_id)
+    answer["restore_point"]["pinned"] = after and after.as_dict()
     for key, pin in (("before", before), ("after", after)):
         state = "unpinned" if pin is None else "pinned"
         answer["diff"][key] = {"id": str(point_id), "state": state, "pinned": pin and pin.as_dict()}
     return answer
 
 
-def _of_complete(
-    params: dict[str, Any], state: str, changed: bool, point_id: PointId, pin: Pin | None
-) -> dict[str, Any]:
+def _verify(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
+    point_id, level, begun = PointId.parse(params["id"]), params["level"], time.monotonic()
+    if level == verification.RESTORE:
+        requirements.check_programs()
+    else:
+        requirements.check_program("qemu-img")
+    repository = layout.open_repository(params["repository"])
+    verifier = Verifier(repository, level, images.check, content.content_hash)
+    checked = checking.verify(repository, point_id, verifier, dry)
+    report, seconds = checked.report, time.monotonic() - begun
+    answer = _of_complete(params, checked.changed, point_id)
+    answer["damage"] = checked.damage
+    answer["restore_point"]["verification"] = checked.after
+    answer["restore_point"]["verified"] = {
+        **report.verified(),
+        "files": len(report.findings),
+        "bytes": report.bytes_read,
+        **jobs.figures(report.bytes_read, seconds),
+    }
+    for key, stored in (("before", checked.before), ("after", checked.after)):
+        answer["diff"][key] = {"id": str(point_id), "verification": stored}
+    if checked.error is not None:
+        raise type(checked.error)(checked.error.message, checked.error.next_step, **answer)
+    return answer
+
+
+def _of_complete(params: dict[str, Any], changed: bool, point_id: PointId) -> dict[str, Any]:
     """The answer about a complete restore point, readable or not."""
     entries = points.read_entries(layout.open_repository(params["repository"]), point_id.object_id)
     point = points.readable(entries).get(point_id.time)
     owner = manifest.unnamed(point_id.object_id, points.owner(entries)) if point is None else point.owner
-    made_by = None if point is None else point.run
-    return _answer(state, changed, owner, point_id, _path(params, point_id), made_by, point, pin)
+    path, made_by = _path(params, point_id), None if point is None else point.run
+    answer = _answer(params["state"], changed, owner, point_id, path, made_by, point)
+    pin = pins.read(path)
+    answer["restore_point"]["pinned"] = pin and pin.as_dict()
+    return answer
 
 
 def _known_owner(params: dict[str, Any], point_id: PointId) -> Owner:
@@ -437,6 +540,7 @@ _STATES = {
     "started": _start,
     "completed": _complete,
     "aborted": _abort,
+    "verified": _verify,
     "pinned": _pin,
     "unpinned": _pin,
     "absent": _remove,
@@ -455,7 +559,6 @@ def _answer(
     path: str,
     run_id: str | None,
     point: Point | None = None,
-    pin: Pin | None = None,
 ) -> dict[str, Any]:
     recorded = {} if point is None else point.as_dict()
     return {
@@ -470,8 +573,11 @@ def _answer(
             "size": None if point is None else point.size,
             "disks": recorded.get("disks", []),
             "warnings": recorded.get("warnings", []),
-            "pinned": pin and pin.as_dict(),
+            "pinned": None,
+            "verification": None,
+            "verified": None,
         },
+        "damage": [],
         "since": [],
         "swept": [],
         "diff": {
@@ -493,7 +599,7 @@ def main() -> None:
             ("state", "completed", ("vm", "fcd"), True),
             ("state", "completed", ("id", "run", "disks")),
             ("state", "aborted", ("id", "run")),
-            *[("state", state, ("id",)) for state in ("pinned", "unpinned", "absent")],
+            *[("state", state, ("id",)) for state in ("verified", "pinned", "unpinned", "absent")],
         ],
     )
 

@@ -16,11 +16,17 @@ import sys
 import time
 from typing import Any
 
-from ansible_collections.holdfast.backup.tests.benchmarks import api, changes, full, role
+from ansible_collections.holdfast.backup.tests.benchmarks import api, changes, full, retention, role
 from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
-SECTIONS = {"full": full.section, "changes": changes.section, "api": api.section, "role": role.section}
+SECTIONS = {
+    "full": full.section,
+    "changes": changes.section,
+    "api": api.section,
+    "role": role.section,
+    "retention": retention.section,
+}
 
 
 def main() -> int:

@@ -134,7 +134,7 @@ def _problems(entries: Sequence[Entry], current: Mapping[str, Point], known: Kno
     for entry in entries:  # the oldest first: so what an image stands on is known before it
         time = entry.id.time
         if entry.problem is not None:
-            found[time] = f"unreadable: {entry.problem.message}"
+            found[time] = f"unreadable: {entry.problem.message.rstrip('.')}"
             continue
         point = current[time]
         for disk in point.disks:
@@ -156,7 +156,7 @@ def _image_problem(
     try:
         parent = points.below(current, link)
     except Damaged as error:
-        return f"broken: {error.message}"
+        return f"broken: {error.message.rstrip('.')}"
     below = None if parent is None else of_images[parent.point.time, parent.disk.image]
     return below or _fault(known, link.point, link.disk.image, link.disk.sha256)
 

@@ -127,7 +127,7 @@ def _by_id(repository: Repository, point_id: PointId) -> Selected:
     for entry in entries:
         if entry.id == point_id:
             return Selected(entry, entries)
-    raise NotFound(f"There is no restore point {point_id}.", "List the restore points with restore_point_info.")
+    raise points.no_point(point_id)
 
 
 def _newest(one: _Object, as_of: datetime | None) -> tuple[Entry | None, list[Entry]]:

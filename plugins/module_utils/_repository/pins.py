@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound, RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import RepositoryError
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     documents,
     files,
     layout,
     locks,
     manifest,
+    points,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.documents import Fields
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
@@ -106,7 +107,7 @@ def _plan(
     target: str, point_id: PointId, pinned: bool, reason: str | None, now: datetime
 ) -> tuple[Pin | None, Pin | None]:
     if not files.is_directory(target):
-        raise NotFound(f"There is no restore point {point_id}.", "List the restore points with restore_point_info.")
+        raise points.no_point(point_id)
     before = read(target)
     if not pinned:
         return before, None

@@ -211,6 +211,11 @@ def unknown(what: str, wanted: str) -> NotFound:
     )
 
 
+def no_point(point_id: PointId) -> NotFound:
+    """The error about a restore point that is not there."""
+    return NotFound(f"There is no restore point {point_id}.", "List the restore points with restore_point_info.")
+
+
 def _fitting(records: Mapping[str, Sequence[Owner]], kind: type[Owner], key: str, value: str) -> list[str]:
     return [
         object_id

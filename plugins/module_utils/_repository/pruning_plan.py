@@ -105,7 +105,8 @@ def schedule(
 ) -> tuple[list[Step], set[str]]:
     """Merges and removals in an order in which, after each step, every restore point that is left is whole.
 
-    A point goes as soon as no merge needs it any more and nothing stands on it: what no merge needs at all goes first.
+    A point goes as soon as nothing stands on it any more. So what no merge needs goes first, and whatever a merge still
+    needs is there: each image of a run but the last has the next one standing on it.
 
     :param current: the readable points by their times
     :param going: the times of those that are to go, with the bytes of their files
@@ -117,32 +118,22 @@ def schedule(
     for time, below in parents.items():
         for parent in below:
             children[parent].add(time)
-    last_use = {
-        link.point.time: number
-        for number, merge in enumerate(merges)
-        for disk in merge.disks
-        for link in disk.run
-        if link.point.time in going
-    }
-    last_used_by: dict[int, list[str]] = defaultdict(list)
-    for time in going:
-        last_used_by[last_use.get(time, -1)].append(time)
     steps: list[Step] = []
     left = set(going)
 
-    def remove(candidates: Collection[str], done: int) -> None:
+    def remove(candidates: Collection[str]) -> None:
         waiting = sorted(candidates)
         while waiting:
             time = waiting.pop()
-            if time in left and last_use.get(time, -1) <= done and not children[time]:
+            if time in left and not children[time]:
                 left.remove(time)
                 steps.append(Removal(time, going[time]))
                 for parent in parents.get(time, ()):
                     children[parent].discard(time)
                     waiting.append(parent)
 
-    remove(last_used_by[-1], -1)
-    for number, merge in enumerate(merges):
+    remove(going)
+    for merge in merges:
         steps.append(merge)
         time, before = merge.point.time, parents[merge.point.time]
         parents[time] = _parents_after(merge)
@@ -150,7 +141,7 @@ def schedule(
             children[parent].discard(time)
         for parent in parents[time]:
             children[parent].add(time)
-        remove([*last_used_by[number], *before], number)
+        remove(before)
     return steps, left
 
 

@@ -94,17 +94,21 @@ def read(directory: str) -> Records:
         return Records()
 
 
-def store(directory: str, found: Sequence[FileRecord], disks: Sequence[DiskRecord] = ()) -> bool:
-    """Add what was found to what is stored; whether that says anything new besides a newer time.
+def store(
+    directory: str, found: Sequence[FileRecord], disks: Sequence[DiskRecord] = (), dry: bool = False
+) -> tuple[bool, Records]:
+    """Add what was found to what is stored; whether that says anything new besides a newer time, and all of it.
 
     Needs no lock. A restore point that was deleted meanwhile is passed over.
 
+    :param dry: only say so
     :raises RepositoryError: it cannot be written
     """
     before = read(directory)
     after = Records(_merged_files(before.files, found), _merged_disks(before.disks, disks))
-    if after == before:
-        return False
+    new = _timeless(before) != _timeless(after)
+    if after == before or dry:
+        return new, after
     path = os.path.join(directory, FILE)
     prepared = f"{path}.{uuid.uuid4().hex}.new"
     body = {"files": [asdict(one) for one in after.files], "disks": [asdict(one) for one in after.disks]}
@@ -114,9 +118,9 @@ def store(directory: str, found: Sequence[FileRecord], disks: Sequence[DiskRecor
     except RepositoryError:
         if os.path.lexists(directory):
             raise
-        return False
+        return False, after
     _sweep(directory, path)
-    return _timeless(before) != _timeless(after)
+    return new, after
 
 
 def latest(records: Iterable[FileRecord], level: str) -> str | None:
@@ -137,6 +141,10 @@ class Known:
         if point.id not in self._read:
             self._read[point.id] = read(self._repository.point_directory(PointId.parse(point.id)))
         return self._read[point.id]
+
+    def note(self, point_id: PointId, found: Records) -> None:
+        """Take these for what is stored of a restore point."""
+        self._read[str(point_id)] = found
 
     def damage(self, links: Sequence[Link]) -> Fault | None:
         """The first image of a chain that was found damaged, or else the content that the chain holds."""

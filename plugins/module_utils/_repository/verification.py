@@ -27,7 +27,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.images
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Point, PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import DiskRecord
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import DiskRecord, Known
 
 NONE, STRUCTURE, CONTENT, RESTORE = LEVELS = records.LEVELS
 
@@ -204,10 +204,18 @@ class Verifier:
         return self._repository.point_directory(PointId.parse(point.id))
 
 
-def store(repository: Repository, findings: Iterable[Finding], disks: Mapping[PointId, Sequence[DiskRecord]]) -> bool:
+def store(
+    repository: Repository,
+    known: Known,
+    findings: Iterable[Finding],
+    disks: Mapping[PointId, Sequence[DiskRecord]],
+    dry: bool = False,
+) -> bool:
     """Store what was found; whether that says anything new besides newer times.
 
+    :param known: learns of it
     :param disks: what was found of the disks of points
+    :param dry: only say so
     """
     found: dict[PointId, list[records.FileRecord]] = {point_id: [] for point_id in disks}
     for finding in findings:
@@ -216,7 +224,9 @@ def store(repository: Repository, findings: Iterable[Finding], disks: Mapping[Po
     changed = False
     for point_id, of_point in found.items():
         directory = repository.point_directory(point_id)
-        changed = records.store(directory, of_point, disks.get(point_id, ())) or changed
+        new, after = records.store(directory, of_point, disks.get(point_id, ()), dry)
+        known.note(point_id, after)
+        changed = changed or new
     return changed
 
 

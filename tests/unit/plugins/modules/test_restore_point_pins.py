@@ -35,6 +35,7 @@ def test_a_pinned_point_stays_until_it_is_unpinned(backup: Backup) -> None:
         "vm": VM,
         "fcd": None,
         "restore_point": {**point, "state": "pinned", "pinned": pin},
+        "damage": [],
         "since": [],
         "swept": [],
         "diff": {

@@ -95,6 +95,14 @@ def test_proxmox_counts_no_period_that_an_earlier_rule_has() -> None:
     }
 
 
+def test_proxmox_skips_what_shares_its_period_with_one_that_is_kept() -> None:
+    given_points = points(
+        "2026-06-03T20:00", "2026-06-03T08:00", "2026-06-02T20:00", "2026-06-02T08:00", "2026-05-02T08:00"
+    )
+    rules = Rules({"last": 1, "daily": 1, "monthly": 2}, semantics=PROXMOX)
+    assert kept(given_points, rules) == {"2026-06-03T20:00", "2026-06-02T20:00", "2026-05-02T08:00"}
+
+
 def test_proxmox_does_not_count_pinned_points() -> None:
     given_points = [Candidate(one.id, one.moment, one.id == "2026-12-30") for one in daily(5)]
     assert kept(given_points, Rules({"last": 2}, semantics=PROXMOX)) == {"2026-12-31", "2026-12-30", "2026-12-29"}

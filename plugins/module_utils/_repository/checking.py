@@ -1,0 +1,81 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: verify one restore point, store what was found, and say what damage means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged, RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import damage, points, verification
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection, select
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
+    Report,
+    Verifier,
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found, and what is stored of the restore point before and after.
+
+    :param changed: whether that says anything new besides a newer time
+    :param damage: all that is known to be damaged of the object, when the restore point has problems
+    """
+
+    changed: bool
+    entry: Entry
+    report: Report
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    damage: list[dict[str, Any]]
+
+    @property
+    def error(self) -> BackupError | None:
+        """The error that the problems amount to."""
+        problems = self.report.problems
+        if not problems:
+            return None
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        sure = self.report.broken or any(one.record and not one.record.ok for one in self.report.findings)
+        if sure or any(not one.ok for one in self.report.disks):
+            return Damaged(
+                f"Restore point {self.entry.id} is damaged: {problems[0].what}{more}",
+                "See 'damage' for what can still be restored. Restore the files from a copy of the repository; the next"
+                " backup copies the disks in full.",
+            )
+        return RepositoryError(
+            f"Restore point {self.entry.id} could not be verified: {problems[0].what}{more}", problems[0].next_step
+        )
+
+
+def verify(repository: Repository, point_id: PointId, verifier: Verifier, dry: bool = False) -> Checked:
+    """Examine a restore point with all that it stands on, and store what was found.
+
+    :param dry: store nothing
+    :raises NotFound: there is no such restore point
+    """
+    selected = select(repository, Selection(id=point_id))[0][0]
+    before = _stored(Known(repository), selected.entries, selected.entry)
+    report = verifier.examine(selected.entries, selected.entry)
+    entries = points.read_entries(repository, point_id.object_id)  # as they are now
+    entry = next((one for one in entries if one.id == point_id), None)
+    if report is None or entry is None:
+        raise points.no_point(point_id)
+    known = Known(repository)
+    changed = verification.store(repository, known, report.findings, {point_id: report.disks}, dry)
+    damaged = damage.faults(entries, known, report.findings, {point_id: report.disks}) if report.problems else {}
+    return Checked(
+        changed, entry, report, before, _stored(known, entries, entry), damage.report(repository, entries, damaged)
+    )
+
+
+def _stored(known: Known, entries: list[Entry], entry: Entry) -> dict[str, Any] | None:
+    return entry.point and known.verification(points.readable(entries), entry.point)
