@@ -387,14 +387,15 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils import _disk_access, _options
+from ansible_collections.holdfast.backup.plugins.module_utils._disk_access import Way
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.comparison import compare
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
@@ -422,66 +423,38 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         raise InvalidInput(f"The option audit is {params['audit']:g}.", "Give percent, from 0 to 100.")
     if params["audit_max"] < 0:
         raise InvalidInput(f"The option audit_max is {params['audit_max']}.", "Give bytes, 0 or more.")
+    access = _disk_access.choose(params["access"], params["vddk_libdir"], params["transports"])
     watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
-    requirements.check_library(params["vddk_libdir"])
-    # Logged out again before the copy: no session of ours can expire in its middle.
-    with Connection(_options.endpoint(params)) as c:
-        owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
-        reading = params["direction"] != "restore"
-        disks = owner.in_snapshot(params["snapshot"])[0] if reading else owner.to_write()
-        access = _access(c, params, owner)
-        # A host on its own knows no Storage vMotion, and VDDK reports that as an error.
-        movable = c.is_vcenter
+    if access == "vddk":
+        requirements.check_library(params["vddk_libdir"])
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
-        return _copy(module, watch, owner, disks, access, movable, directory)
+        with ExitStack() as session:
+            c = session.enter_context(Connection(_options.endpoint(params)))
+            vm, fcd = _options.vm_selection(params), _options.fcd_selection(params, "fcd_")
+            owner = open_owner(c, vm, fcd, params["fcd_api"])
+            snapshot = params["snapshot"] if params["direction"] != "restore" else None
+            disks, host = owner.in_snapshot(snapshot) if snapshot else (owner.to_write(), None)
+            way = _disk_access.open_way(access, c, owner, snapshot, host, params, directory)
+            if access == "vddk":
+                # Logged out before the copy: the library has logins of its own, and none of ours can expire meanwhile.
+                session.close()
+            return _copy(module, watch, owner, disks, way, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _access(c: Connection, params: dict[str, Any], owner: Owner) -> dict[str, Any]:
-    """The parameters of the nbdkit plugin that all disks share."""
-    reading = params["direction"] != "restore"
-    return {
-        **owner.storage_name(params["snapshot"] if reading else None),
-        "library_dir": params["vddk_libdir"],
-        "server": c.endpoint.hostname,
-        "port": c.endpoint.port,
-        "username": c.endpoint.username,
-        "password": c.endpoint.password,
-        # Of the certificate that was just checked; of another one VDDK would only say "unknown error".
-        "thumbprint": c.thumbprint(),
-        "read_only": reading,
-        "transports": ":".join(params["transports"]),
-    }
-
-
 def _copy(
-    module: AnsibleModule,
-    watch: Watch,
-    owner: Owner,
-    disks: list[Disk],
-    access: dict[str, Any],
-    movable: bool,
-    directory: str,
+    module: AnsibleModule, watch: Watch, owner: Owner, disks: list[Disk], way: Way, directory: str
 ) -> dict[str, Any]:
     """Plan all copies, then run them."""
     params = module.params
-    settings = jobs.Settings(
-        directory,
-        **{name: params[name] for name in _SETTINGS},
-    )
-    plugin = vddk.ship(os.path.join(directory, "plugin"), access["library_dir"])
+    settings = jobs.Settings(directory, **{name: params[name] for name in _SETTINGS})
     tasks = []
     for item in params["disks"]:
         disk = pick(disks, item.get("disk") or item.get("backing_uuid") or item.get("key"))
-        source = vddk.VddkDisk(
-            plugin,
-            {**access, "path": disk.path, "capacity": disk.capacity},
-            os.path.join(directory, f"{disk.key}.status"),
-        )
-        tasks.append(_task(params, owner, disk, item, source))
+        tasks.append(_task(params, owner, disk, item, way))
     plans.check_images(tasks, params["direction"])
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
@@ -491,8 +464,8 @@ def _copy(
         return {**plans.NOTHING, **work(*what)}
 
     if not module.check_mode:
-        guarded = movable and any(result["changed"] or result["bytes_read"] for result in plan)
-        with _unmoved(module, plugin, access, owner) if guarded else nullcontext():
+        busy = any(result["changed"] or result["bytes_read"] for result in plan)
+        with way.guarded(module.warn) if busy else nullcontext():
             results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
     for task, result in zip(tasks, results):
         for warning in result["warnings"]:
@@ -507,19 +480,14 @@ def _copy(
     }
 
 
-def _unmoved(
-    module: AnsibleModule, plugin: vddk.Plugin, access: dict[str, Any], owner: Owner
-) -> AbstractContextManager[None]:
-    return vddk.prepared(plugin, access, lambda text: module.warn(f"{owner.name}: {text}"))
-
-
-def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any], source: vddk.VddkDisk) -> jobs.Task:
+def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any], way: Way) -> jobs.Task:
     """What to do for one item of the option disks."""
     name = owner.called(disk)
     if not disk.protected:
         raise NotSupported(f"{name} cannot be copied: {disk.reason}.", "Leave it out of disks.")
     image = os.path.join(params["image_dir"], f"disk-{disk.key}.qcow2") if params["image_dir"] else None
     wanted = plans.read_item(item, image, name, params["direction"], disk.capacity, disk.change_id)
+    source = way.disk(disk, whole=wanted.kind == "full")
     return jobs.Task(
         name=name,
         disk=source,
@@ -542,7 +510,10 @@ def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any]
             "parent_id": item.get("parent_id"),
             "change_id": disk.change_id,
             "fcd_id": disk.fcd_id,
+            "access": way.name,
+            "allocation": None,
         },
+        allocation=lambda: source.allocation,
     )
 
 
@@ -554,7 +525,7 @@ def main() -> None:
             "snapshot": {"type": "str"},
             "disks": {"type": "list", "elements": "dict", "required": True},
             "image_dir": {"type": "path"},
-            "access": {"type": "str", "choices": ["auto", "vddk"], "default": "auto"},
+            "access": {"type": "str", "choices": ["auto", "vddk", "native"], "default": "auto"},
             "vddk_libdir": {"type": "path", "fallback": (env_fallback, ["VDDK_LIBDIR"])},
             "transports": {
                 "type": "list",

@@ -331,7 +331,7 @@ def test_independent_disk_is_refused(machine):
 )
 def test_missing_library(machine, monkeypatch, library, message):
     monkeypatch.delenv("VDDK_LIBDIR", raising=False)
-    failed = machine.copy("snapshot-1", vddk_libdir=library, fail=True)
+    failed = machine.copy("snapshot-1", access="vddk", vddk_libdir=library, fail=True)
     assert message in failed["msg"]
     assert failed["error_type"] == "MissingRequirement"
 

@@ -38,7 +38,7 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
     Does nothing when an earlier run made the same image, and goes on where an earlier run left it in good order.
     When the audit finds that change tracking missed changes, the disk is copied in full.
 
-    :returns: image, parent, capacity, bytes_read, bytes_stored, sha256, seconds, rate, transport, warnings,
+    :returns: image, parent, capacity, bytes_read, bytes_stored, sha256, seconds, rate, transport, allocation, warnings,
         audit, resumed, changed, and the task's facts
     """
     earlier = _earlier(task)
@@ -98,6 +98,7 @@ def _backup(
         "sha256": sha256,
         **jobs.figures(outcome.tally.read, outcome.seconds),
         "transport": task.disk.transport,
+        "allocation": task.allocation() if task.work is None else None,
         **told,
         "warnings": [*told.get("warnings", ()), *task.disk.warnings],
     }

@@ -62,6 +62,7 @@ class Task:
     :param parent: the image below the new one of a backup; goes together with ``work``
     :param identity: what the content of the image depends on besides; JSON-serialisable
     :param facts: keys that only pass through into the result
+    :param allocation: where it was known from, in a full copy that is done, which areas are in use
     """
 
     name: str
@@ -72,6 +73,7 @@ class Task:
     parent: str | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     NotSupported,
     VsphereFault,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import plugins
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, plugins
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.copy import inheritable
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import MANY
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugins import Plugin
@@ -52,33 +52,58 @@ class NfcDisk:
 
     :param parameters: the plugin's parameters (see ``nfc_interface.Parameters``) but ``status_file``
     :param status_file: of this disk and run only
-    :param ticket: gets a new ticket for this disk, as the JSON form of ``nfc_interface.Ticket``; called in any thread
+    :param ticket: gets a new ticket for this disk, as the JSON form of ``nfc_interface.Ticket``
+    :param in_use: gets the areas outside which the disk was never written, or raises why that is not known; None if
+        nobody needs them. This and ``ticket`` are called in any thread.
     """
 
     plugin: Plugin
     parameters: Mapping[str, Any]
     status_file: str
     ticket: Callable[[], Mapping[str, Any]]
+    in_use: Callable[[], list[areas.Area]] | None = None
     _refusals: list[BackupError] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def open(self) -> Iterator[Disk]:
         """The disk for one start of nbdkit. Tickets are got for it as long as the block runs."""
+        allocated_file = self._write_areas()
         ours, theirs = socket.socketpair()
         descriptor = inheritable(theirs.detach())
         try:
             with ours:
-                parameters = {**self.parameters, "status_file": self.status_file}
+                files = {"status_file": self.status_file, "allocated_file": allocated_file}
+                parameters = {**self.parameters, **files}
                 ours.sendall(json.dumps(parameters).encode() + b"\n")
                 server = threading.Thread(target=self._serve, args=(ours,), daemon=True)
                 server.start()
                 try:
-                    yield Disk(("python", self.plugin.script), descriptor, self.plugin.environment)
+                    served = ("python", self.plugin.script)
+                    yield Disk(served, descriptor, self.plugin.environment, hints=allocated_file is not None)
                 finally:
                     ours.shutdown(socket.SHUT_RDWR)
                     server.join(_PATIENCE)
         finally:
             os.close(descriptor)
+
+    def _write_areas(self) -> str | None:
+        """Ask for the areas in use, once; the file of them for the plugin, or None."""
+        path = self._areas_file
+        if self.in_use is not None and not os.path.exists(path) and not self._notes:
+            try:
+                found = self.in_use()
+            except BackupError as error:
+                self._notes.append(f"All of the disk was read: {error.message}.")
+                return None
+            with open(f"{path}.new", "w", encoding="ascii") as stream:
+                stream.writelines(f"{start} {length}\n" for start, length in found)
+            os.rename(f"{path}.new", path)
+        return path if os.path.exists(path) else None
+
+    @property
+    def _areas_file(self) -> str:
+        return f"{self.status_file}.areas"
 
     def _serve(self, ours: socket.socket) -> None:
         """Answer each line of the plugin with a ticket, or with why there is none."""
@@ -110,12 +135,13 @@ class NfcDisk:
     @property
     def allocation(self) -> str:
         """Where it is known from which areas are in use."""
-        return "change_tracking" if self.parameters.get("allocated_file") else "none"
+        return "change_tracking" if os.path.exists(self._areas_file) else "none"
 
     @property
     def warnings(self) -> list[str]:
         """What went wrong and was got over."""
-        return list(dict.fromkeys(event["message"] for event in self._events() if event["event"] == "warning"))
+        warnings = [event["message"] for event in self._events() if event["event"] == "warning"]
+        return [*self._notes, *dict.fromkeys(warnings)]
 
     @property
     def error(self) -> BackupError | None:

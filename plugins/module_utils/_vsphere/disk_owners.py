@@ -113,6 +113,20 @@ class Owner:
         """How VMware's library is told what to open: parameters of the nbdkit plugin."""
         raise NotImplementedError
 
+    def nfc_machine(self) -> str:
+        """Managed object ID of the virtual machine through which the NFC service of a host is told what to open.
+
+        :raises NotSupported: there is none
+        """
+        raise NotImplementedError
+
+    def check_frozen(self, disk: Disk) -> None:
+        """See that a disk of a snapshot is not what a running virtual machine writes to.
+
+        :raises NotSupported: it is; a host would refuse it without saying why
+        """
+        raise NotImplementedError
+
 
 def open_owner(
     c: Connection, vm: Mapping[str, Any], fcd: Mapping[str, Any], fcd_api: str = "auto"
@@ -135,6 +149,7 @@ class VmOwner(Owner):
         super().__init__(c)
         self._selection = selection
         self._vm: Any = None
+        self._live: set[str] | None = None  # files that a running VM writes to
 
     @property
     def uuid(self) -> str:
@@ -188,6 +203,22 @@ class VmOwner(Owner):
 
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"vm": self.identity["moid"], "snapshot": snapshot}
+
+    def nfc_machine(self) -> str:
+        moid: str = self.identity["moid"]
+        return moid
+
+    def check_frozen(self, disk: Disk) -> None:
+        if self._live is None:
+            read = self.c.retrieve([self._vm], {vim.VirtualMachine: ["config.hardware.device", "runtime.powerState"]})
+            found = read.get(self._vm, {})
+            off = found.get("runtime.powerState") == "poweredOff"
+            self._live = set() if off else {each.path for each in from_devices(found["config.hardware.device"])}
+        if disk.path in self._live:
+            raise NotSupported(
+                f"{self.called(disk)} is written to by the running virtual machine.",
+                "Take a snapshot that holds this disk, and copy it from there.",
+            )
 
     def _find(self, *properties: str) -> dict[str, Any]:
         self._vm, found = inventory.find_vm(self.c, **self._selection, properties=properties)
@@ -267,6 +298,11 @@ class FcdOwner(Owner):
 
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"fcd_id": self._fcd.id, "datastore": self._fcd.datastore.moid, "snapshot": snapshot}
+
+    def nfc_machine(self) -> str:
+        raise NotSupported(
+            f"The first class disk {self.name} is not reached by the native access yet.", "Use VDDK (access: vddk)."
+        )
 
     def _find(self) -> None:
         self._store = fcd_store.open_store(self.c, self._api)
