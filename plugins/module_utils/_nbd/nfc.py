@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +44,11 @@ _KINDS: dict[str, type[BackupError]] = {
 
 def ship(directory: str) -> Plugin:
     """Make the plugin ready in an own, empty directory."""
-    return Plugin(plugins.ship_nfc(directory), plugins.environment(directory))
+    environment = plugins.environment(directory)
+    # nbdkit's Python takes its modules from where the first python3 in PATH is, and OpenSSL's is bound to one release.
+    home = os.path.dirname(shutil.which("nbdkit") or "/usr/bin/nbdkit")
+    environment["PATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PATH")]))
+    return Plugin(plugins.ship_nfc(directory), environment)
 
 
 @dataclass(frozen=True)
