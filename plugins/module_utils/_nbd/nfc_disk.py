@@ -146,6 +146,25 @@ class Disk(ReopeningDisk):
 
         self._request(kind, attempt, len(data))
 
+    def flush(self) -> None:
+        """Let the host close the disk: NFC knows no other message that makes what was written durable.
+
+        A failed flush is not repeated: what a new session closes is not what the old one had.
+        """
+        with self._state:
+            self._closing = True
+            self._state.wait_for(lambda: self._in_flight == 0)
+            try:
+                if self._handle is not None:
+                    session: Session = self._handle
+                    self._opener.submit(session.close_disk).result()
+                    self._opener.submit(self._close_now).result()
+            except NfcError as error:
+                raise self._named(error, f"{self._what('Flushing')} failed:") from None
+            finally:
+                self._closing = False
+                self._state.notify_all()
+
     def _read_sector(self) -> None:
         self._handle.read(memoryview(bytearray(SECTOR)), 0)
 

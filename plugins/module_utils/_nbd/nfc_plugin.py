@@ -114,8 +114,8 @@ def can_write(disk: Disk) -> bool:
 
 
 def can_flush(disk: Disk) -> bool:
-    """NFC has no message for it: what the host has acknowledged it has written."""
-    return False
+    """A read-only disk has nothing to flush."""
+    return not _Plugin.caller.parameters.read_only
 
 
 def can_multi_conn(disk: Disk) -> bool:
@@ -148,6 +148,12 @@ def _check_alignment(offset: int, length: int) -> None:
         raise NfcError(
             "request", f"Bytes {offset} + {length} are not whole sectors.", hint="Use nbdkit's blocksize filter."
         )
+
+
+def flush(disk: Disk, flags: int) -> None:
+    """Nothing acknowledged may be lost after this."""
+    with _telling():
+        disk.flush()
 
 
 def extents(disk: Disk, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:

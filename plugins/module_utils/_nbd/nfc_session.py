@@ -116,6 +116,12 @@ class Session:
         self._handle = opened.handle
         return opened
 
+    def close_disk(self) -> None:
+        """Have the host close the disk, and say so."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._call("close", nfc.CLOSE_FILE, handle.to_bytes(8, "little"))
+
     def close(self) -> None:
         """Take leave if the connection still stands, and end it."""
         if self._receiver is not None and self._failure is None:

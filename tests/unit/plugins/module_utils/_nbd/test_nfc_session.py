@@ -31,6 +31,7 @@ class Host:
         self.ours, self.theirs = socket.socketpair()
         self.on_io = on_io
         self.refuse = refuse
+        self.refuse_close = False
         self.seen: list[int] = []
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -79,6 +80,8 @@ class Host:
                     struct.pack_into("<Q", reply, 8, HANDLE)
                     struct.pack_into("<QI", reply, 28, len(CONTENT), 512)
                     self.answer(4, number, bytes(reply))
+                elif kind == 5 and self.refuse_close:
+                    self.answer(1, number, struct.pack("<I", 7))
                 elif kind == 7:
                     self.on_io(self, number, payload)
                 else:
@@ -302,4 +305,27 @@ def test_tries_are_bounded(monkeypatch, tmp_path):
     one = disk(monkeypatch, tmp_path, [Host(hang_up) for _try in range(9)], retries=2)
     with pytest.raises(NfcError, match="at 0, 512 bytes, failed"):
         one.read(memoryview(bytearray(512)), 0)
+    one.close()
+
+
+def test_a_flush_lets_the_host_close_the_disk(monkeypatch, tmp_path):
+    """And what is written after it goes to a disk that is open again."""
+    hosts = [Host(in_order), Host(in_order)]
+    one = disk(monkeypatch, tmp_path, list(hosts))
+    one.read(memoryview(bytearray(512)), 0)
+    one.flush()
+    hosts[0].thread.join(5)
+    assert hosts[0].seen[-3:] == [5, 3, -4]
+    one.read(memoryview(bytearray(512)), 0)
+    one.close()
+    assert hosts[1].seen[:4] == [2, 9, 22, 4]
+
+
+def test_a_flush_that_the_host_refuses_fails(monkeypatch, tmp_path):
+    host = Host(in_order)
+    host.refuse_close = True
+    one = disk(monkeypatch, tmp_path, [host])
+    one.read(memoryview(bytearray(512)), 0)
+    with pytest.raises(NfcError, match="Flushing"):
+        one.flush()
     one.close()
