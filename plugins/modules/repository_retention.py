@@ -19,6 +19,7 @@ description:
   - The newest restore point of a chain that has grown long, or old, gets full images made from the chain.
   - Pinned restore points stay, and so does the newest complete one, whatever the rules. A damaged one stays with what
     it may stand on, and counts for no rule.
+  - In diff mode each restore point is shown with the reason why it stays or goes.
   - What the work will cost is told in check mode, and what it has cost afterwards. When it does not fit into the free
     space, the restore points of that virtual machine or disk are left as they are.
   - Each virtual machine or disk is done on its own. What fails for one hinders no other; the module fails at its end
@@ -220,7 +221,9 @@ options:
     type: bool
     default: false
   lock_timeout:
-    description: Seconds to wait for a run that is writing restore points of the same virtual machine or disk.
+    description:
+      - Seconds to wait for a run that is writing restore points of the same virtual machine or disk, when all others
+        are done.
     type: int
     default: 0
   lease:
@@ -500,7 +503,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if params["merge"] and not module.check_mode:
         requirements.check_programs(merging=True)
     repository = layout.open_repository(params["repository"])
-    objects = listing.objects(repository, _selection(params))
+    object_ids = listing.object_ids(repository, _selection(params))
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
         settings = merging.Settings(directory, params["rate_limit"], params["compression"])
@@ -513,11 +516,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             lease=params["lease"],
             dry=module.check_mode,
         )
-        outcome = pruning.prune(repository, objects, wishes, how)
+        outcome = pruning.prune(repository, object_ids, wishes, how)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     result = {**_result(repository, outcome.reports), "warnings": _warnings(outcome.reports, wishes)}
-    _raise_problems(outcome, result, len(objects), module.check_mode)
+    _raise_problems(outcome, result, module.check_mode)
     return result
 
 
@@ -574,8 +577,15 @@ def _selection(params: Mapping[str, Any]) -> Selection:
 
 
 def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:
-    before = {report.object_id: [str(one.entry.id) for one in report.plan.verdicts.values()] for report in reports}
     gone = {point_id for report in reports for point_id in report.removed}
+    # What a reader of the diff wants to see: each restore point, and why it stays or goes.
+    before = {
+        report.object_id: {one["id"]: ", ".join(one["reasons"]) for one in report.restore_points} for report in reports
+    }
+    after = {
+        object_id: {point_id: why for point_id, why in found.items() if point_id not in gone}
+        for object_id, found in before.items()
+    }
     return {
         "changed": any(report.changed for report in reports),
         "repository": repository.as_dict(),
@@ -584,10 +594,7 @@ def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:
         "bytes_written": sum(report.costs.bytes_written for report in reports),
         "bytes_freed": sum(report.costs.bytes_freed for report in reports),
         "removed": len(gone),
-        "diff": {
-            "before": before,
-            "after": {object_id: [one for one in ids if one not in gone] for object_id, ids in before.items()},
-        },
+        "diff": {"before": before, "after": after},
     }
 
 
@@ -596,16 +603,16 @@ def _warnings(reports: list[Report], wishes: _Wishes) -> list[str]:
     if wishes.rules.are_none and any(wishes(report.owner).rules is wishes.rules for report in reports):
         warnings.append("No rule says which restore points to keep, so all of them stay.")
     for report in reports:
-        damaged = [one for one in report.plan.verdicts.values() if one.problem is not None and one.keep]
+        damaged = [one for one in report.restore_points if one["problem"] is not None and one["keep"]]
         if damaged:
             warnings.append(
                 f"{len(damaged)} restore points of {report.name} are damaged. They stay and count for no rule. "
-                f"{damaged[-1].entry.id} is {damaged[-1].problem}"
+                f"{damaged[-1]['id']} is {damaged[-1]['problem']}"
             )
     return warnings
 
 
-def _raise_problems(outcome: Outcome, result: dict[str, Any], count: int, dry: bool) -> None:
+def _raise_problems(outcome: Outcome, result: dict[str, Any], dry: bool) -> None:
     """Fail when something was not done; that a run is at work now says nothing about a plan."""
     problems = [(report.name, report.problem) for report in outcome.reports if report.problem is not None]
     if dry:
@@ -617,11 +624,10 @@ def _raise_problems(outcome: Outcome, result: dict[str, Any], count: int, dry: b
     kind: type[BackupError] = kinds.pop() if len(kinds) == 1 else RepositoryError
     if outcome.stopped is not None:
         kind = type(outcome.stopped)
-    undone = count - len(outcome.reports)
     raise kind(
-        f"Retention failed for {len(problems)} of {count} virtual machines and disks: "
+        f"Retention failed for {len(problems)} of {len(outcome.reports) + outcome.undone} virtual machines and disks: "
         + " ".join(f"{name}: {problem.message}" for name, problem in problems)
-        + (f" {undone} were not looked at." if undone else ""),
+        + (f" Not looked at: {outcome.undone}." if outcome.undone else ""),
         problems[0][1].next_step,
         **details,
     )

@@ -86,19 +86,16 @@ class Child:
     def __init__(self, work: Callable[[], Any], moment: Moment | None = None) -> None:
         self.mark = str(uuid.uuid4())
         self.outcome, self.result = "", {}
-        reader, writer = os.pipe()
+        self._answer = os.memfd_create("answer")
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(reader)
-            _work(work, moment, writer, self.mark)
-        os.close(writer)
-        self._pipe = reader
+            _work(work, moment, self._answer, self.mark)
 
     def kill(self, what: str, dice: random.Random, longest: float) -> str:
         """Kill a part of it at a random moment within ``longest`` seconds: itself, ``everything``, or a program."""
         if what in PROGRAMS:
             deadline = time.monotonic() + longest
-            while not (chosen := self.processes(what)) and time.monotonic() < deadline and not self._ended():
+            while not (chosen := self.processes(what)) and time.monotonic() < deadline and not self.has_ended():
                 time.sleep(0.002)
             time.sleep(dice.uniform(0, 0.03))
         else:
@@ -120,14 +117,16 @@ class Child:
             return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         return False
 
-    def _ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether it is at its end."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
     def end(self) -> str:
         """Wait for it; returns the outcome."""
-        with open(self._pipe, "rb") as pipe:
-            answer = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with open(self._answer, "rb") as file:
+            file.seek(0)
+            answer = file.read()
         assert status in (0, -signal.SIGKILL), f"it ended with {status}: {answer.decode()}"
         self.outcome = "killed"
         if answer and status == 0:

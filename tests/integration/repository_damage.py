@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.holdfast.backup.tests.modules import ModuleFailed
+
 if TYPE_CHECKING:
     from ansible_collections.holdfast.backup.tests.integration.repository_life import Sequence
 
@@ -28,6 +30,7 @@ class Damage:
         self.file = f"{point}/{name}"
         self.aside = self.repository.scratch / "aside"
         self.needs: dict[str, set[str]] = {}
+        self.known = self.kind != "flip"  # whatever looks sees that
 
     @property
     def path(self) -> Path:
@@ -41,7 +44,7 @@ class Damage:
         told = f"{self.kind} {self.file} {self._spoil()}"
         self._check()
         for _step in range(self.dice.randrange(3)):
-            told += f", {self.dice.choice((self._back_up, self._delete))()}"
+            told += f", {self.dice.choice((self._back_up, self._delete, self._verify, self._retain))()}"
             self._check()
         end = self.dice.choice((self._repair, self._clear))
         return f"{told}, {end.__name__} {end()}"
@@ -89,8 +92,7 @@ class Damage:
         machine.write()
         point = self.repository.backup(machine, **self.sequence.some_backup())
         chain = self._chain(point)
-        if self.kind != "flip" or self.file not in chain:
-            assert self.file not in chain, "a backup stands on what is seen to be damaged"
+        assert not self.known or self.file not in chain, "a backup stands on what is known to be damaged"
         self.needs[point] = chain
         return f"backup {point}"
 
@@ -105,7 +107,7 @@ class Damage:
 
     def _delete(self) -> str:
         """A whole restore point goes that no other one needs."""
-        safe = set(self.repository.moments) - self.affected()
+        safe = set(self.repository.moments) - self.affected() - self.sequence.upkeep.pinned
         needed = {file for point in self.repository.moments for file in self.needs[point] - {f"{point}/point.json"}}
         free = [
             point
@@ -119,15 +121,53 @@ class Damage:
         self.sequence.remove(doomed, force=unreadable)
         return f"deleted {doomed}"
 
+    def _verify(self) -> str:
+        """A verification tells the damage, and remembers it."""
+        point, affected = self.dice.choice(sorted(self.repository.moments)), self.affected()
+        done = self.repository.run("restore_point", state="verified", id=point, fail=point in affected)
+        if point in affected:
+            assert done["error_type"] == "Damaged", done
+            assert {lost["restore_point"] for one in done["damage"] for lost in one["lost"]} >= {point}, done["damage"]
+            self.known = True
+        return f"verified {point}"
+
+    def _retain(self) -> str:
+        """Retention makes nothing good of what is damaged, and deletes nothing that is known to be."""
+        rules = {**self.sequence.upkeep.some_rules(), "remove_damaged": self.dice.random() < 0.2}
+        before = self.affected()
+        try:
+            done = self.repository.run("repository_retention", **rules)
+        except ModuleFailed as failure:
+            done = failure.result
+            kinds = {one["problem"]["error_type"] for one in done["objects"] if one["problem"]}
+            assert kinds == {"Damaged"}, done
+            self.known = True
+        gone = set(self.sequence.upkeep.removed(done))
+        self.sequence.upkeep.forget(gone)
+        assert not gone & before or not self.known or rules["remove_damaged"], (
+            "what was damaged, and known to be, is gone"
+        )
+        for point in self.repository.moments:
+            if point not in before:
+                self.needs[point] = self.repository.chain_of(point)
+        assert self.affected() == before - gone
+        return f"{len(gone)} gone by {rules}"
+
     def _repair(self) -> str:
-        """The file comes back from a copy of the repository."""
+        """The file comes back from a copy of the repository, and a verification finds it good again."""
+        affected = self.affected()
         if self.path.parent.exists():
             shutil.copy2(self.aside, self.path)
+        for point in sorted(affected):
+            self.repository.run("restore_point", state="verified", id=point)
         return ""
 
     def _clear(self) -> str:
-        """All that is damaged is deleted, the newest first."""
-        gone = sorted(self.affected(), reverse=True)
-        for point in gone:
+        """All that is damaged is deleted with what stands on it, the newest first."""
+        gone = self.affected()
+        gone |= {point for point in self.needs if self.needs[point] & {f"{one}/point.json" for one in gone}}
+        for point in sorted(gone & set(self.repository.moments), reverse=True):
+            if point in self.sequence.upkeep.pinned:
+                self.sequence.upkeep.unpin(point)
             self.sequence.remove(point, force=True)
         return f"{len(gone)}"

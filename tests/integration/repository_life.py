@@ -20,10 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
 from ansible_collections.holdfast.backup.tests.integration import processes
 from ansible_collections.holdfast.backup.tests.integration.processes import Child
 from ansible_collections.holdfast.backup.tests.integration.repository_damage import Damage
 from ansible_collections.holdfast.backup.tests.integration.repository_model import MIB, Clock, Machine, Repository
+from ansible_collections.holdfast.backup.tests.integration.repository_upkeep import Upkeep
 from ansible_collections.holdfast.backup.tests.modules import ModuleFailed
 
 FIRST = int(os.environ.get("HOLDFAST_REPOSITORY_SEED", "1"))
@@ -34,8 +36,8 @@ FILES = 4  # of tests, among which the sequences are shared
 MOST_POINTS = 14
 COMPRESSIONS = ("zstd", "zstd", "zstd", "zlib", "none")
 # Steps, and seconds, within which a process of each kind is done.
-STEPS_OF = {"back_up": 60, "delete": 14, "restore": 4}
-SECONDS_OF = {"back_up": 0.3, "delete": 0.02, "restore": 0.15}
+STEPS_OF = {"back_up": 60, "delete": 14, "restore": 4, "retain": 0, "verify": 12}
+SECONDS_OF = {"back_up": 0.3, "delete": 0.02, "restore": 0.15, "retain": 0.6, "verify": 0.2}
 
 
 def seeds(part: int) -> range:
@@ -50,19 +52,26 @@ class Sequence:
         self.seed, self.directory = seed, directory
         self.dice = dice = random.Random(seed)
         self.clock = Clock()
+        self.mixed = dice.random() < 0.5  # compressions
         self.machines = [Machine(dice, fcd=dice.random() < 0.2)]
         if dice.random() < 0.3:
             self.machines.append(Machine(dice, number=1, fcd=dice.random() < 0.5))
         self.repository = Repository(directory / "repository", directory / "scratch", self.clock, dice)
+        self.upkeep = Upkeep(self)
         self.actions: dict[Callable[[], str], int] = {
             self.change: 30,
             self.backup: 20,
             self.backup_on_a_bad_day: 6,
             self.backup_of_a_filling_disk: 4,
             self.delete: 6,
-            self.restore: 3,
+            self.restore: 2,
+            self.restore_on_a_bad_day: 1,
             self.kill: 12,
             self.two_at_once: 4,
+            self.upkeep.pin: 3,
+            self.upkeep.verify: 4,
+            self.upkeep.retain: 10,
+            self.upkeep.read_meanwhile: 2,
             self.damage: 4,
             self.jump: 3,
             self.move: 1,
@@ -76,7 +85,10 @@ class Sequence:
     def live(self, steps: int) -> None:
         """So many random actions, then the proof of all that is left."""
         for machine in self.machines:
-            say(f"first: {self.repository.backup(machine)}")
+            for _point in range(self.dice.randint(1, 5)):
+                say(f"first: {self.repository.backup(machine)}")
+                self.clock.forward(hours=self.dice.choice((1, 5, 24, 200)))
+                machine.write()
         actions, weights = list(self.actions), list(self.actions.values())
         for number in range(steps):
             self.clock.forward(minutes=self.dice.choice((1, 20, 60, 60 * 7, 60 * 24, 60 * 24 * 9)))
@@ -85,6 +97,9 @@ class Sequence:
             say(f"    {action()}")
             self.prove()
             self.make_room()
+            for machine in self.machines:
+                if not self.points_of(machine):
+                    say(f"    again: {self.repository.backup(machine)}")
         for machine in self.machines:
             say(f"last: {self.repository.backup(machine)}")
         self.repository.prove(self.repository.points(verify="content"), again=True)
@@ -100,6 +115,8 @@ class Sequence:
             points = self.points_of(machine)
             if len(points) > MOST_POINTS:
                 for point in reversed(points):
+                    if point in self.upkeep.pinned:
+                        self.upkeep.unpin(point)
                     self.remove(point, force=True)
 
     def points_of(self, machine: Machine) -> list[str]:
@@ -141,7 +158,8 @@ class Sequence:
         """Options for a backup."""
         dice = self.dice
         mode = dice.choice(("auto", "auto", "auto", "auto", "full"))
-        return {"mode": mode, "max_chain": dice.choice((2, 6, 20)), "compression": dice.choice(COMPRESSIONS)}
+        compression = dice.choice(COMPRESSIONS) if self.mixed else "zstd"
+        return {"mode": mode, "max_chain": dice.choice((2, 6, 20)), "compression": compression}
 
     def backup(self) -> str:
         """One that must succeed, whatever was left behind before."""
@@ -182,7 +200,7 @@ class Sequence:
         point = self.dice.choice(sorted(self.repository.moments))
         needed = self.is_needed(point)
         self.remove(point, fail=needed)
-        return f"{point}{' is needed' if needed else ''}"
+        return f"{point}{' must stay' if needed else ''}"
 
     def remove(self, point: str, fail: bool = False, force: bool = False) -> None:
         """Delete a restore point."""
@@ -191,7 +209,9 @@ class Sequence:
             del self.repository.moments[point]
 
     def is_needed(self, point: str) -> bool:
-        """Whether it may not be deleted: another one stands on it, or there is no other one."""
+        """Whether it may not be deleted: it is pinned, another one stands on it, or there is no other one."""
+        if point in self.upkeep.pinned:
+            return True
         others = [one for one in self.repository.moments if one != point and one[:36] == point[:36]]
         return not others or any(f"{point}/point.json" in self.repository.chain_of(other) for other in others)
 
@@ -203,6 +223,21 @@ class Sequence:
         self.repository.restore(point, disk, target)
         self.check_restored(point, disk, target)
         return f"{point['id']} {disk['image']}"
+
+    def restore_on_a_bad_day(self) -> str:
+        """The disk cannot be written everywhere: that is told, and the repository does not care."""
+        point = self.dice.choice(self.repository.points())
+        disk = self.dice.choice(point["disks"])
+        target, told, before = self.target(point, disk), "", self.repository.files()
+        faults = ("error-pwrite=EIO", "error-zero=EIO", f"error-rate={self.dice.choice((5, 50))}%")
+        try:
+            self.repository.restore(point, disk, target, faults)
+            self.check_restored(point, disk, target)
+        except BackupError as failure:
+            told = str(failure)
+            assert "EIO" in told or "Input/output error" in told, told
+        assert self.repository.files() == before
+        return told
 
     def target(self, point: dict[str, Any], disk: dict[str, Any]) -> Path:
         """A file of the size of the disk, full of something."""
@@ -221,7 +256,7 @@ class Sequence:
     def kill(self) -> str:
         """Something is killed in its middle; what comes next finds everything whole."""
         kind = self.dice.choice(sorted(STEPS_OF))
-        return getattr(self, f"kill_{kind}")()
+        return str(getattr(self.upkeep if kind in ("retain", "verify") else self, f"kill_{kind}")())
 
     def kill_back_up(self) -> str:
         """A backup."""
@@ -260,15 +295,21 @@ class Sequence:
         return told
 
     def kill_in_the_middle(
-        self, kind: str, machine: Machine | None, work: Callable[[], Any], doomed: set[str] | None = None
+        self,
+        kind: str,
+        machine: Machine | None,
+        work: Callable[[], Any],
+        doomed: set[str] | None = None,
+        steps: int = 0,
     ) -> str:
         """Kill the process of some work, at a step or after a time, or a program that it started.
 
         :param doomed: the restore points that the work deletes
+        :param steps: about so many it takes
         """
         dice = self.dice
         if dice.random() < 0.6:
-            told = f"at {(step := dice.randrange(STEPS_OF[kind]))}"
+            told = f"at {(step := dice.randrange(steps or STEPS_OF[kind]))}"
             child = Child(work, processes.killed_at(step))
         else:
             what = dice.choice(
@@ -292,8 +333,7 @@ class Sequence:
         assert missing <= (doomed or set()), "what must not go is gone"
         if outcome == "done" and doomed:
             assert missing == doomed
-        for point in missing:
-            del moments[point]
+        self.upkeep.forget(missing)
         new = found - set(moments)
         if machine is not None and kind == "back_up":
             assert len(new) <= 1
@@ -313,22 +353,35 @@ class Sequence:
         machine.write()
         timeout = self.dice.choice((0, 30))
         children = []
-        for _run in range(2):
-            options = {**self.some_backup(), "lock_timeout": timeout}
-            children.append(Child(lambda options=options: self.repository.back_up(machine, **options)[1]))
+        works = {"back_up": self.backup_of, "retain": self.upkeep.of, "verify": self.upkeep.verify_of}
+        pair = [self.dice.choice(("back_up", "retain")), self.dice.choice(("back_up", "back_up", "verify"))]
+        for kind in pair:
+            work = works[kind](machine, timeout)
+            children.append((kind, Child(work)))
             time.sleep(self.dice.choice((0, self.dice.uniform(0, 0.2))))
-        outcomes = [child.end() for child in children]
-        for child in children:
-            if child.outcome == "done":
-                self.repository.moments[child.result["id"]] = machine.moment()
-            else:
+        told = [f"{kind} {child.end()}" for kind, child in children]
+        for kind, child in children:
+            if child.outcome == "failed" and kind == "verify":
+                assert child.result.get("error_type") == "NotFound", child.result  # retention has deleted it
+            elif child.outcome == "failed":
                 assert child.result.get("error_type") == "Locked", child.result
                 assert not timeout
-        assert "done" in outcomes
-        for disk in machine.disks.values():
-            disk.snapshot()
+            elif kind == "back_up":
+                self.repository.moments[child.result["id"]] = machine.moment()
+        for kind, child in children:
+            if kind == "retain":
+                self.upkeep.forget(set(self.upkeep.removed(child.result)))
+        assert any(child.outcome == "done" for kind, child in children)
+        if "back_up" in pair:
+            for disk in machine.disks.values():
+                disk.snapshot()
         self.repository.assert_tidy(machine.id)
-        return f"{outcomes}"
+        return f"{told}"
+
+    def backup_of(self, machine: Machine, timeout: int) -> Callable[[], dict[str, Any]]:
+        """A backup, as work for a process."""
+        options = {**self.some_backup(), "lock_timeout": timeout}
+        return lambda: self.repository.back_up(machine, **options)[1]
 
     # damage
 

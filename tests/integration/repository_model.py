@@ -322,12 +322,12 @@ class Repository:
                 snapshot_time=taken.isoformat(),
                 consistency="crash",
             )
-        except (modules.ModuleFailed, BackupError) as failure:
+        except (modules.ModuleFailed, BackupError, OSError) as failure:
             self.run("restore_point", state="aborted", **point)
-            if isinstance(failure, BackupError):
-                kind = type(failure).__name__
-                raise modules.ModuleFailed({"msg": str(failure), "error_type": kind}) from failure
-            raise
+            if isinstance(failure, modules.ModuleFailed):
+                raise
+            kind = type(failure).__name__
+            raise modules.ModuleFailed({"msg": str(failure), "error_type": kind}) from failure
         return held, done["restore_point"]
 
     def _copy(
@@ -420,14 +420,16 @@ class Repository:
     def assert_tidy(self, machine: str = "*") -> None:
         """Nothing is in the repository but the restore points and their files.
 
-        A lock that was only prepared, by somebody who is dead, may lie there for some minutes.
+        What somebody who is dead was about to rename, a lock or the record of a verification, may lie there for some
+        minutes.
         """
         found = {f"{place.parent.name}/{place.name}" for place in self.path.glob(f"{machine}/*")}
         found = {name for name in found if "/.lock-" not in name}
         wanted = {point for point in self.moments if machine in ("*", point[: len(machine)])}
         assert found == wanted, f"unfinished {found - wanted}, lost {wanted - found}"
         for place in self.path.glob(f"{machine}/*/*"):
-            assert place.name in NAMED or place.suffix == ".qcow2" or "/.lock-" in str(place), place
+            known = place.name in NAMED or place.suffix == ".qcow2"
+            assert known or "/.lock-" in str(place) or place.match("verified.json.*.new"), place
 
     def files(self) -> dict[str, tuple[int, int]]:
         """Every file with its size and time."""

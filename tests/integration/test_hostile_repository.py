@@ -267,7 +267,7 @@ def everything(scene: Scene) -> list[Callable[[], Any]]:
     names = [point.name for point in scene.points]
     retention = has_module("repository_retention")
     steps: list[Callable[[], Any]] = [
-        lambda: run("restore_point_info", verify="structure"),
+        lambda: run("restore_point_info", verify="content"),
         lambda: run("restore_point", state="pinned", id=identity + names[0], reason="why not"),
         lambda: run("restore_point", state="unpinned", id=identity + names[0]),
     ]
@@ -306,7 +306,7 @@ def test_what_an_enemy_wrote_leads_nowhere(
     damaged = attack(scene)
     outcomes = []
     with untouched(scene.outside):
-        listed = scene.repository.listed(verify="content")
+        listed = scene.repository.listed(verify="structure")
         assert [not point["verified"]["ok"] for point in listed] == [number in damaged for number in range(3)]
         for step in everything(scene):
             begun = time.monotonic()

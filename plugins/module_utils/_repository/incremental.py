@@ -10,10 +10,10 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import RepositoryError
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, RepositoryError
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import images, points, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
 
 FULL = "full"
@@ -67,7 +67,7 @@ def _plan_disk(
         if not links:
             return full("no earlier restore point" if not entries else "no earlier restore point of this disk")
         for link in links:
-            images.check(image_path(repository, link), link.disk)
+            _check(repository, link, _merging(entries, link))
         damage = records.Known(repository).damage(links)
     except RepositoryError as error:
         return full(error.message.rstrip("."))
@@ -82,6 +82,22 @@ def _plan_disk(
         disk["backing_uuid"], disk["key"], disk["label"], newest.change_id, newest.capacity,
         point.snapshot_time, image_path(repository, links[-1]), point.id, None,
     )  # fmt: skip
+
+
+def _merging(entries: Sequence[Entry], link: Link) -> Disk | None:
+    """The record of an image that a merge of a dead run has committed; the next run puts it in place."""
+    merging = next((entry.merging for entry in entries if str(entry.id) == link.point.id), None)
+    return next((disk for disk in (merging.disks if merging else ()) if disk.image == link.disk.image), None)
+
+
+def _check(repository: Repository, link: Link, merging: Disk | None) -> None:
+    path = image_path(repository, link)
+    try:
+        images.check(path, link.disk)
+    except Damaged:
+        if merging is None:
+            raise
+        images.check(path, merging)
 
 
 def image_path(repository: Repository, link: Link) -> str:

@@ -51,9 +51,13 @@ class Wishes:
 
 @dataclass
 class Verdict:
-    """Whether one restore point stays, and why or why not. ``problem`` is what is wrong with it."""
+    """Whether one restore point stays, and why or why not.
+
+    ``point`` is what its manifest says, ``problem`` what is wrong with it.
+    """
 
     entry: Entry
+    point: Point | None
     keep: bool
     reasons: list[str]
     problem: str | None = None
@@ -70,18 +74,19 @@ class Verdict:
         """What a result says."""
         return {
             "id": str(self.entry.id),
-            "time": manifest.format_time(self.entry.moment),
+            "time": manifest.format_time(self.entry.moment if self.point is None else self.point.moment),
             "keep": self.keep,
             "reasons": self.reasons,
             "pinned": self.pinned,
             "problem": self.problem,
-            "size": None if self.entry.point is None else self.entry.point.size,
+            "size": None if self.point is None else self.point.size,
         }
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Point]:
     """The points by their times, as they are once every merge that was committed is in place."""
-    return {one.id.time: one.merging or one.point for one in entries if one.point is not None}
+    found = {one.id.time: one.merging or one.point for one in entries}
+    return {time: point for time, point in found.items() if point is not None}
 
 
 def decide(entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime) -> dict[str, Verdict]:
@@ -99,7 +104,7 @@ def decide(entries: Sequence[Entry], known: Known, wishes: Wishes, now: datetime
     for entry in entries:
         time, problem = entry.id.time, problems[entry.id.time]
         found = reasons.get(time, [retention.PINNED] if time in pinned else [])
-        verdicts[time] = Verdict(entry, bool(found), found or [_GOES], problem, time in pinned)
+        verdicts[time] = Verdict(entry, current.get(time), bool(found), found or [_GOES], problem, time in pinned)
     _keep_newest(verdicts, sound)
     _keep_damaged(verdicts, wishes, any_sound=bool(sound))
     _keep_parents_of_damaged(verdicts, current)
@@ -133,8 +138,9 @@ def _problems(entries: Sequence[Entry], current: Mapping[str, Point], known: Kno
     of_images: dict[tuple[str, str], str | None] = {}
     for entry in entries:  # the oldest first: so what an image stands on is known before it
         time = entry.id.time
-        if entry.problem is not None:
-            found[time] = f"unreadable: {entry.problem.message.rstrip('.')}"
+        if time not in current:
+            problem = "" if entry.problem is None else entry.problem.message
+            found[time] = f"unreadable: {problem.rstrip('.')}"
             continue
         point = current[time]
         for disk in point.disks:

@@ -68,20 +68,22 @@ def select(repository: Repository, selection: Selection) -> tuple[list[Selected]
     return found, passed_over
 
 
-def objects(repository: Repository, selection: Selection) -> dict[str, list[Entry]]:
-    """The entries of each VM and first class disk asked for, by its ID. Not those that only hold the disk.
+def object_ids(repository: Repository, selection: Selection) -> list[str]:
+    """The VMs and first class disks asked for, by ID; not those that only hold the disk.
+
+    When none is asked for, all that have a directory, also without a restore point.
 
     :raises NotFound: no such VM or first class disk
     :raises Ambiguous: several have the name
     """
-    found = {one.all[0].id.object_id: one.all for one in _objects(repository, selection)}
-    if selection.fcd_id is None and selection.fcd_name is None:
-        return found
-    own = {object_id: entries for object_id, entries in found.items() if isinstance(points.owner(entries), Fcd)}
-    own = own or {object_id: entries for object_id, entries in found.items() if object_id == selection.fcd_id}
-    if not own:
-        raise points.unknown("first class disk", str(selection.fcd_id or selection.fcd_name))
-    return own
+    if selection == Selection():
+        return repository.object_ids()
+    found = _objects(repository, selection)
+    if selection.fcd_id is not None or selection.fcd_name is not None:
+        found = [one for one in found if one.all == one.eligible and not isinstance(points.owner(one.all), Vm)]
+        if not found:
+            raise points.unknown("first class disk", str(selection.fcd_id or selection.fcd_name))
+    return [one.all[0].id.object_id for one in found]
 
 
 class _Object(NamedTuple):

@@ -70,7 +70,8 @@ class Report:
 
     object_id: str
     owner: Owner
-    plan: Plan
+    restore_points: list[dict[str, Any]] = field(default_factory=list)
+    planned: Costs = field(default_factory=Costs)
     merges: list[dict[str, Any]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
@@ -83,6 +84,11 @@ class Report:
         return bool(self.merges or self.removed or self.swept)
 
     @property
+    def is_locked_out(self) -> bool:
+        """Whether another run had the lock, so that nothing was done."""
+        return isinstance(self.problem, Locked) and not self.changed
+
+    @property
     def name(self) -> str:
         """What messages call the object."""
         return self.owner.name or self.object_id
@@ -92,12 +98,12 @@ class Report:
         problem = self.problem
         return {
             **{kind: one and one.as_dict() for kind, one in manifest.by_kind(self.owner).items()},
-            "restore_points": [verdict.as_dict() for verdict in self.plan.verdicts.values()],
+            "restore_points": self.restore_points,
             "merges": [merge for merge in self.merges if not merge["synthetic"]],
             "synthetic": [merge for merge in self.merges if merge["synthetic"]],
             "removed": self.removed,
             "swept": self.swept,
-            "planned": asdict(self.plan.costs),
+            "planned": asdict(self.planned),
             "cost": asdict(self.costs),
             "problem": None
             if problem is None
@@ -112,103 +118,114 @@ class Report:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The reports, in the order in which the objects were done; and what ended the work early, if anything did."""
+    """The reports on the objects that were looked at; how many were not, and what ended the work before them."""
 
     reports: list[Report]
-    stopped: BackupError | None
+    undone: int = 0
+    stopped: BackupError | None = None
 
 
-def prune(
-    repository: Repository,
-    objects: Mapping[str, Sequence[Entry]],
-    wishes: Callable[[Owner], Wishes],
-    how: How,
-) -> Outcome:
+def prune(repository: Repository, object_ids: Sequence[str], wishes: Callable[[Owner], Wishes], how: How) -> Outcome:
     """Let restore points go.
 
-    :param objects: the entries of each object to do, by its ID
+    :param object_ids: the objects to do, in this order; those without a restore point are passed over
     :param wishes: what is asked for an object
     """
-    reports: list[Report] = []
-    promised = 0
-    for object_id, entries in objects.items():
-        owner = points.owner(entries) or manifest.unnamed(object_id, None)
-        one = _Object(repository, object_id, owner, wishes(owner), how)
-        try:
-            reports.append(one.plan_only(entries, promised) if how.dry else one.carry_out(entries))
-        except (RepositoryError, CopyFailed, NotSupported) as error:
-            reports.append(one.failed(error))
-        except BackupError as error:
-            # Nothing about this object: the work is to end.
-            return Outcome([*reports, one.failed(error)], error)
-        promised += reports[-1].plan.gained
-    return Outcome(reports, None)
+    reports: dict[str, Report] = {}
+    waiting, promised = list(object_ids), 0
+    # Nobody waits for one run while there is other work.
+    for timeout in (0.0, how.lock_timeout):
+        for number, object_id in enumerate(waiting, 1):
+            report = Report(object_id, manifest.unnamed(object_id, None))
+            try:
+                entries = points.read_entries(repository, object_id)
+                if not entries:
+                    continue
+                report.owner = points.owner(entries) or report.owner
+                one = _Object(repository, report, wishes(report.owner), how)
+                promised += one.plan_only(entries, promised) if how.dry else one.carry_out(entries, timeout)
+            except (RepositoryError, CopyFailed, NotSupported) as error:
+                report.problem = error
+            except BackupError as error:
+                # Nothing about this object: the work is to end.
+                report.problem = error
+                reports[object_id] = report
+                return Outcome(_in_order(object_ids, reports), len(waiting) - number, error)
+            reports[object_id] = report
+        waiting = [one for one in object_ids if one in reports and reports[one].is_locked_out]
+        if how.dry or not how.lock_timeout:
+            break
+    return Outcome(_in_order(object_ids, reports))
+
+
+def _in_order(object_ids: Sequence[str], reports: Mapping[str, Report]) -> list[Report]:
+    return [reports[object_id] for object_id in object_ids if object_id in reports]
 
 
 class _Object:
     """Prunes one object."""
 
-    def __init__(self, repository: Repository, object_id: str, owner: Owner, wishes: Wishes, how: How) -> None:
+    def __init__(self, repository: Repository, report: Report, wishes: Wishes, how: How) -> None:
+        self.report = report
         self._repository = repository
-        self._object_id = object_id
-        self._directory = repository.object_directory(object_id)
+        self._object_id = report.object_id
+        self._directory = repository.object_directory(report.object_id)
         self._wishes = wishes
         self._how = how
-        self._report = Report(object_id, owner, Plan({}, ()))
 
-    def failed(self, error: BackupError) -> Report:
-        """The report, with what was done until something failed."""
-        self._report.problem = error
-        return self._report
-
-    def plan_only(self, entries: Sequence[Entry], promised: int) -> Report:
-        """What would be done.
+    def plan_only(self, entries: Sequence[Entry], promised: int) -> int:
+        """Report what would be done.
 
         :param promised: bytes that would be free besides, from objects that would be done before
+        :return: how many this one would add to them
         """
-        report, how = self._report, self._how
-        report.plan = self._plan(entries)
+        report, how, plan = self.report, self._how, self._plan(entries)
         try:
             locks.check_free(self._directory, "")
-            if report.plan.steps or self._is_left():
+            if plan.steps or self._is_left():
                 report.swept = layout.leftovers(self._directory)
         except Locked as error:
-            if report.plan.steps:
+            if plan.steps:
                 report.problem = error
-        report.plan.check_space(report.name, self._repository.free() + promised, how.min_free)
-        report.costs = report.plan.costs
-        for step in report.plan.steps:
+        plan.check_space(report.name, self._repository.free() + promised, how.min_free)
+        report.costs = plan.costs
+        for step in plan.steps:
             if isinstance(step, Removal):
                 report.removed.append(self._id(step.time))
             else:
                 report.merges += [self._describe(step, disk, None) for disk in step.disks]
-        return report
+        return plan.gained
 
-    def carry_out(self, entries: Sequence[Entry]) -> Report:
-        """Do it."""
-        report, how = self._report, self._how
-        report.plan = self._plan(entries)
-        if not report.plan.steps and not self._is_left():
-            return report
+    def carry_out(self, entries: Sequence[Entry], timeout: float) -> int:
+        """Do it, and report what was done.
+
+        :param timeout: seconds to wait for a run that has the lock
+        """
+        report, how, plan = self.report, self._how, self._plan(entries)
+        if not plan.steps and not self._is_left():
+            return 0
         run = uuid.uuid4().hex
-        locks.acquire(self._directory, run, how.lease, how.lock_timeout if report.plan.steps else 0)
+        locks.acquire(self._directory, run, how.lease, timeout if plan.steps else 0)
         try:
             report.swept = switching.recover(self._directory)
             # Only now nobody else changes them.
-            report.plan = self._plan(points.read_entries(self._repository, self._object_id))
-            report.plan.check_space(report.name, self._repository.free(), how.min_free)
-            for step in report.plan.steps:
+            plan = self._plan(points.read_entries(self._repository, self._object_id))
+            plan.check_space(report.name, self._repository.free(), how.min_free)
+            for step in plan.steps:
                 if isinstance(step, Removal):
                     self._remove(step, run)
                 else:
                     self._merge(step, run)
         finally:
             locks.release(self._directory, run)
-        return report
+        return 0
 
     def _plan(self, entries: Sequence[Entry]) -> Plan:
         known = records.Known(self._repository)
-        return pruning_plan.plan(entries, known, self._wishes, self._how.now, self._how.reflink)
+        plan = pruning_plan.plan(entries, known, self._wishes, self._how.now, self._how.reflink)
+        self.report.restore_points = [verdict.as_dict() for verdict in plan.verdicts.values()]
+        self.report.planned = plan.costs
+        return plan
 
     def _is_left(self) -> bool:
         """Whether a dead run may have left something that only this would clear up before the next backup."""
@@ -229,7 +246,7 @@ class _Object:
         except RepositoryError as error:
             self._note_damage(error)
             raise
-        report = self._report
+        report = self.report
         for disk, made in zip(merge.disks, carried.made):
             report.merges.append(self._describe(merge, disk, made))
             report.costs += Costs(made.bytes_read, made.bytes_written, disk.disk.size)
@@ -243,8 +260,8 @@ class _Object:
             files.sync_directory(self._directory)
             files.remove(target + layout.DELETED)
             files.sync_directory(self._directory)
-        self._report.removed.append(self._id(removal.time))
-        self._report.costs += Costs(bytes_freed=removal.size)
+        self.report.removed.append(self._id(removal.time))
+        self.report.costs += Costs(bytes_freed=removal.size)
 
     def _note_damage(self, error: BackupError) -> None:
         """Store which image was found damaged: the next backup stands on it no more, nor does a merge try it again."""

@@ -165,6 +165,8 @@ def replaced(merge: Merge) -> int:
 def size_of(directory: str) -> int:
     """The bytes of the files of a restore point."""
     with files.reporting("look at the files of a restore point"):
+        if not files.is_directory(directory):  # a link in a hostile repository may lead anywhere
+            return 0
         try:
             with os.scandir(directory) as found:
                 return sum(each.stat(follow_symlinks=False).st_size for each in found)

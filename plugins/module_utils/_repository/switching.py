@@ -101,7 +101,7 @@ def carry_out(repository: Repository, merge: Merge, run: str, make_image: MakeIm
             os.mkdir(merging, 0o700)
             files.sync_directory(directory)
         made = tuple(
-            _make(repository, merging, disk, links, renew, make_image) for disk, links in zip(merge.disks, runs)
+            _make(repository, merging, disk, links, renew, run, make_image) for disk, links in zip(merge.disks, runs)
         )
         records = {
             links[-1].disk.image: merged(disk, links[-1].disk, image.size, image.sha256)
@@ -188,8 +188,17 @@ def _name(link: Link) -> tuple[str, str]:
 
 
 def _make(
-    repository: Repository, merging: str, disk: DiskMerge, links: list[Link], renew: _Renewal, make_image: MakeImage
+    repository: Repository,
+    merging: str,
+    disk: DiskMerge,
+    links: list[Link],
+    renew: _Renewal,
+    run: str,
+    make_image: MakeImage,
 ) -> Made:
+    target = os.path.join(merging, links[-1].disk.image)
+    # A program that a killed run left must not find what a later one makes.
+    unfinished = f"{target}.{run}"
     paths = {incremental.image_path(repository, link): link for link in links}
     path = next(iter(paths))
     try:
@@ -197,8 +206,8 @@ def _make(
             images.check(path, link.disk)
         path = ""
         with files.reporting("make a merged image"):
-            return make_image(
-                target=os.path.join(merging, links[-1].disk.image),
+            made = make_image(
+                target=unfinished,
                 sources=[(path, link.disk.size, link.disk.sha256) for path, link in paths.items()],
                 parent=None if disk.parent is None else incremental.image_path(repository, disk.parent),
                 capacity=links[-1].disk.capacity,
@@ -206,6 +215,8 @@ def _make(
                 fresh=disk.fresh,
                 renew=renew,
             )
+            os.rename(unfinished, target)
+            return made
     except Damaged as error:
         # The next backup must not stand on it, nor any merge launder it.
         found = paths.get(error.details.get("path", path))
