@@ -129,7 +129,7 @@ func (n *nfc) login(conn net.Conn, knobs nfcKnobs) (*nfcTicket, string) {
 	for {
 		line, err := lines.ReadSlice('\n')
 		if err != nil {
-			if err != io.EOF || len(line) > 0 {
+			if len(line) > 0 { // who does not like the certificate just goes
 				n.violation("authd: no whole line: %.40q", line)
 			}
 			return nil, ""

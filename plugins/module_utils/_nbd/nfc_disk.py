@@ -107,7 +107,13 @@ class Disk(ReopeningDisk):
         while True:
             ticket = self._ticket()
             # Two such silences in a row are the whole timeout.
-            wire = connect(ticket, parameters.transport, parameters.timeout / 2)
+            try:
+                wire = connect(ticket, parameters.transport, parameters.timeout / 2)
+            except NfcError as error:
+                if not self._lost:
+                    # A host that was never reached is rather blocked than restarting.
+                    error.repeats = min(error.repeats, 2)
+                raise
             try:
                 return ticket, Session(wire, self._buffer_size)
             except NfcError as error:

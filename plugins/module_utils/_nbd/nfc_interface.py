@@ -76,6 +76,8 @@ _OUT_OF_MEMORY = (2, 5)
 _AUTHD = "Open TCP port 902 from the proxy to every ESXi host, and let it resolve their names."
 HOST = "Run it again; the host may be restarting or entering maintenance mode."
 
+_REFUSED = "The virtual machine, its snapshot or the disk's file may have gone: run it again. See the host's hostd.log."
+
 # code: next step
 ERRORS = {
     2: "Let fewer disks of this host be copied at the same time.",
@@ -93,7 +95,7 @@ class NfcError(DiskError):
     def __init__(
         self, stage: str, message: str, code: int | None = None, hint: str = "", repeats: int | None = None
     ) -> None:
-        super().__init__(stage, message, code, hint or ERRORS.get(code or 0, ""))
+        super().__init__(stage, message, code, hint or ("" if code is None else ERRORS.get(code, _REFUSED)))
         self.out_of_memory = code in _OUT_OF_MEMORY
         self.name = f"NFC {code}" if code is not None else ""
         if repeats is not None:
