@@ -24,7 +24,8 @@ description:
     stops when the playbook is gone.
   - Before an incremental copy it compares some areas that are said to be unchanged with the earlier images, so that a
     change tracking that loses changes is found out.
-  - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection.
+  - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection, or
+    without it through the NFC service of the ESXi hosts. See O(access).
 options:
   direction:
     description:
@@ -65,9 +66,12 @@ options:
     description: Directory of the images that are not named in O(disks). It must exist.
     type: path
   access:
-    description: How to reach the disks. V(auto) and V(vddk) both use VDDK.
+    description:
+      - V(vddk) reaches the disks through VMware's library. V(native) needs no library, and talks to the NFC service of
+        the ESXi hosts itself. V(auto) takes VDDK where O(vddk_libdir) is set, and the native access else.
+      - The results are the same. M(holdfast.backup.native_access_info) tries whether the native access works.
     type: str
-    choices: [auto, vddk]
+    choices: [auto, vddk, native]
     default: auto
   vddk_libdir:
     description:
@@ -77,6 +81,8 @@ options:
   transports:
     description:
       - The transports that VDDK may use, the best first. RV(disks[].transport) is the one that it used.
+      - The native access knows V(nbdssl) and V(nbd), and uses the first one of the list only. So what should be
+        encrypted is never sent in plain text because a host cannot encrypt.
       - V(san) only reads. To write through it, VMware asks for a snapshot on the disk, for change tracking to be off
         and for a size in whole blocks of the datastore.
     type: list
@@ -147,10 +153,11 @@ requirements:
   - nbdkit with its Python plugin and basic filters
   - nbdcopy and nbdinfo (libnbd)
   - qemu-img and qemu-nbd, 5.1 or later
-  - VMware Virtual Disk Development Kit 6.5 or later, for first class disks 6.7 or later
+  - for O(access=vddk), VMware Virtual Disk Development Kit 6.5 or later, for first class disks 6.7 or later
 seealso:
   - module: holdfast.backup.disk_changed_areas
   - module: holdfast.backup.restore_point
+  - module: holdfast.backup.native_access_info
 notes:
   - Privileges needed are C(VirtualMachine.Provisioning.GetVmFiles), C(VirtualMachine.Provisioning.DiskRandomRead) and,
     for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
@@ -272,6 +279,14 @@ disks:
     change_id:
       description: The change ID that the next incremental copy starts from; V(null) if the audit found it wrong.
       type: str
+    access:
+      description: Whether the disk was reached by V(vddk) or by V(native) access.
+      type: str
+    allocation:
+      description:
+        - How a full copy knew which areas of the disk are in use. V(library) is VDDK, V(change_tracking) the query for
+          changed areas. V(none) means that all of the disk was read. V(null) for all other copies.
+      type: str
     transport:
       description: The transport that was used; V(null) if nothing had to be read.
       type: str
@@ -341,6 +356,8 @@ disks:
       capacity: 17179869184
       change_id: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
       fcd_id: null
+      access: vddk
+      allocation: library
       transport: nbdssl
       bytes_read: 4294967296
       bytes_stored: 1932735283

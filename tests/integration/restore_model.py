@@ -234,8 +234,10 @@ class Repository:
         self.moments: dict[str, Moment] = {}  # by the ID of the restore point
 
     def chain(self, **options: dict[str, Any]) -> Chain:
+        """By each of the two ways to the disks in turn."""
         lab = self.machine.lab
-        return Chain(lab.module_args(), self.machine.moid, str(self.path), lab.vddk_libdir, options)
+        library = None if len(self.moments) % 2 else lab.vddk_libdir
+        return Chain(lab.module_args(), self.machine.moid, str(self.path), library, options)
 
     def points(self, verify: str = "structure") -> list[dict[str, Any]]:
         """What restore_point_info lists, all of it whole."""

@@ -54,6 +54,28 @@ class Caller:
         return Ticket.parse(answer["ticket"])
 
 
+def begin(get_ticket: Callable[[], Ticket], transport: str, timeout: float, buffer_size: int) -> tuple[Ticket, Session]:
+    """A session with the largest buffers that the host agrees to.
+
+    :param timeout: seconds without a byte from the host while it owes an answer
+    :param buffer_size: bytes to begin with
+    """
+    while True:
+        ticket = get_ticket()
+        # Two such silences in a row are the whole timeout.
+        wire = connect(ticket, transport, timeout / 2)
+        try:
+            return ticket, Session(wire, buffer_size)
+        except NfcError as error:
+            if error.stage != "session" or buffer_size <= SMALLEST_BUFFER:
+                raise _named(error, f"{ticket.host}:") from None
+            buffer_size //= 2
+
+
+def _named(error: NfcError, what: str) -> NfcError:
+    return NfcError(error.stage, f"{what} {error.message}", error.code, error.hint, error.repeats)
+
+
 class Disk(ReopeningDisk):
     """One disk. Every connection needs a ticket of its own.
 
@@ -87,7 +109,7 @@ class Disk(ReopeningDisk):
         except Exception as error:
             session.close()
             if isinstance(error, NfcError) and error.stage == "open":
-                raise self._named(error, f"{self._what('Opening')} failed on {ticket.host}:") from None
+                raise _named(error, f"{self._what('Opening')} failed on {ticket.host}:") from None
             raise
         self._handle = session
         self._status.event(
@@ -102,28 +124,16 @@ class Disk(ReopeningDisk):
         )
 
     def _new_session(self) -> tuple[Ticket, Session]:
-        """A session with the largest buffers that the host agrees to."""
         parameters = self._parameters
-        while True:
-            ticket = self._ticket()
-            # Two such silences in a row are the whole timeout.
-            try:
-                wire = connect(ticket, parameters.transport, parameters.timeout / 2)
-            except NfcError as error:
-                if not self._lost:
-                    # A host that was never reached is rather blocked than restarting.
-                    error.repeats = min(error.repeats, 2)
-                raise
-            try:
-                return ticket, Session(wire, self._buffer_size)
-            except NfcError as error:
-                if error.stage != "session" or self._buffer_size <= SMALLEST_BUFFER:
-                    raise self._named(error, f"{ticket.host}:") from None
-                self._buffer_size //= 2
-
-    @staticmethod
-    def _named(error: NfcError, what: str) -> NfcError:
-        return NfcError(error.stage, f"{what} {error.message}", error.code, error.hint, error.repeats)
+        try:
+            ticket, session = begin(self._ticket, parameters.transport, parameters.timeout, self._buffer_size)
+        except NfcError as error:
+            if error.stage == "connect" and not self._lost:
+                # A host that was never reached is rather blocked than restarting.
+                error.repeats = min(error.repeats, 2)
+            raise
+        self._buffer_size = session.buffer_size
+        return ticket, session
 
     def _close_now(self) -> None:
         session, self._handle = self._handle, None
@@ -166,7 +176,7 @@ class Disk(ReopeningDisk):
                     self._opener.submit(session.close_disk).result()
                     self._opener.submit(self._close_now).result()
             except NfcError as error:
-                raise self._named(error, f"{self._what('Flushing')} failed:") from None
+                raise _named(error, f"{self._what('Flushing')} failed:") from None
             finally:
                 self._closing = False
                 self._state.notify_all()

@@ -29,6 +29,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 
 pytestmark = pytest.mark.timeout(600)
 
+ACCESS = ["vddk", "native"]
 ODD = 2 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 Moment = dict[str, bytes]  # what each disk held, by its backing UUID
 
@@ -56,7 +57,7 @@ def _backup_while_disks_are_added(site: Site, machine: Machine) -> None:
             args = {**args, "unprotected": [{"label": "Hard disk 9", "reason": "raw"}]}
         return modules.run(module, args)
 
-    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.lab.vddk_libdir).backup(run)
+    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.library).backup(run)
 
 
 @pytest.fixture(scope="module")

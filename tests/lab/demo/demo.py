@@ -3,6 +3,8 @@
 
 """Runs the demo: starts a lab, runs demo.yml and volume.yml against it, ends with the tables of what was proven.
 
+The disks are accessed natively; with ACCESS=vddk in the environment, by the stand-in for VDDK.
+
 The repository stays in .build/demo, to be looked at with qemu-img.
 """
 
@@ -23,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from client import BUILD, Lab  # noqa: E402  pylint: disable=wrong-import-position
 from tables import tables  # noqa: E402  pylint: disable=wrong-import-position
 
+ACCESS = os.environ.get("ACCESS") or "native"
 VOLUME = "pvc-8a1d2c3e-6a55-4c2e-9d0e-5f3f6f6f2b10"
 # Each playbook with its one host.
 PARTS = {"demo.yml": "web01", "volume.yml": VOLUME}
@@ -65,7 +68,8 @@ def _variables(lab: Lab, repository: Path) -> dict[str, Any]:
     roles = [f"{kind}_{what}" for kind in ("vm", "fcd") for what in ("backup", "restore")]
     return {
         **{f"{role}_repository": str(repository) for role in roles},
-        **{f"{role}_vddk_libdir": lab.vddk_libdir for role in roles},
+        **{f"{role}_access": ACCESS for role in roles},
+        **{f"{role}_vddk_libdir": lab.vddk_libdir if ACCESS == "vddk" else "" for role in roles},
         **{f"demo_{name}": shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("guest", "volume")},
     }
 
