@@ -11,8 +11,8 @@ gives in our session.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_a
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disk_owners import Owner
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_places import Place
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_tickets import NfcTickets
 
 NATIVE_TRANSPORTS = ("nbdssl", "nbd")
@@ -121,6 +122,7 @@ class NativeWay:
     :param c: a session, needed as long as disks are open
     :param snapshot: to read of, None to write
     :param host: that the virtual machine is on, if known
+    :param helper: virtual machine to attach a first class disk to that is attached nowhere, if there is one
     :param directory: private to this run
     """
 
@@ -132,6 +134,7 @@ class NativeWay:
         owner: Owner,
         snapshot: str | None,
         host: Host | None,
+        helper: str | None,
         transports: Sequence[str],
         directory: str,
     ) -> None:
@@ -143,35 +146,41 @@ class NativeWay:
         self._directory = directory
         self._plugin = nfc.ship(os.path.join(directory, "plugin"))
         self._tickets = NfcTickets(c)
-        self._machine = owner.nfc_machine()
+        self._places = owner.nfc_places(snapshot, helper)
+        self._place: Callable[[Disk], Place]  # while guarded
 
     def disk(self, disk: Disk, whole: bool) -> DiskAccess:
         """The way to one disk; raises NotSupported if it is in use by a running virtual machine."""
-        writing = self._snapshot is None
-        if not writing:
+        if self._snapshot is not None:
             self._owner.check_frozen(disk)
-        parameters = {
-            "path": disk.path,
-            "owner": self._owner.name,
-            "transport": self._transport,
-            "read_only": not writing,
-            "capacity": disk.capacity,
-        }
         return nfc.NfcDisk(
             self._plugin,
-            parameters,
+            {
+                "owner": self._owner.name,
+                "transport": self._transport,
+                "read_only": self._snapshot is not None,
+                "capacity": disk.capacity,
+            },
             os.path.join(self._directory, f"{disk.key}.status"),
-            partial(self._tickets.get, self._machine, disk.key if writing else None),
-            partial(self._in_use, disk) if whole and not writing else None,
+            lambda: self._place(disk).path,
+            lambda: self._ticket(disk),
+            partial(self._in_use, disk) if whole and self._snapshot is not None else None,
         )
+
+    def _ticket(self, disk: Disk) -> dict[str, Any]:
+        place = self._place(disk)
+        return self._tickets.get(place.machine, place.key if self._snapshot is None else None)
 
     def _in_use(self, disk: Disk) -> list[areas.Area]:
         with self._tickets.one, self._owner.asking(self._snapshot or "", False) as query:
             return changed_areas.in_use(disk, query, areas.normalise, self._host)
 
-    def guarded(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Keep the session alive."""
-        return self._tickets.kept_alive()
+    @contextmanager
+    def guarded(self, warn: Callable[[str], None]) -> Iterator[None]:
+        """Keep the session alive, and what was attached to reach a disk."""
+        reached = self._places(lambda text: warn(f"{self._owner.name}: {text}"))
+        with reached as self._place, self._tickets.kept_alive():
+            yield
 
 
 def open_way(
@@ -185,5 +194,5 @@ def open_way(
 ) -> Way:
     """The way that :func:`choose` chose, by the options of a module."""
     if kind == "native":
-        return NativeWay(c, owner, snapshot, host, params["transports"], directory)
+        return NativeWay(c, owner, snapshot, host, params["native_helper_vm"], params["transports"], directory)
     return VddkWay(c, owner, snapshot, params["vddk_libdir"], params["transports"], directory)

@@ -73,6 +73,14 @@ options:
     type: str
     choices: [auto, vddk, native]
     default: auto
+  native_helper_vm:
+    description:
+      - Name or managed object ID of a virtual machine that is powered off and has a free place for a disk.
+      - The native access reaches disks only through virtual machines. A first class disk that is attached nowhere is
+        attached to this one meanwhile. If it is only read, a disk is made from its snapshot for that, which needs as
+        much room on the datastore as the disk, and is deleted again.
+      - Not needed for virtual machines and attached first class disks.
+    type: str
   vddk_libdir:
     description:
       - The directory on the proxy that VDDK was unpacked to, the parent of C(lib64).
@@ -161,7 +169,8 @@ seealso:
 notes:
   - Privileges needed are C(VirtualMachine.Provisioning.GetVmFiles), C(VirtualMachine.Provisioning.DiskRandomRead) and,
     for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
-    For first class disks C(Datastore.FileManagement) is needed besides.
+    For first class disks C(Datastore.FileManagement) is needed besides, and with O(native_helper_vm)
+    C(VirtualMachine.Config.AddExistingDisk) and C(VirtualMachine.Config.RemoveDisk) on that virtual machine.
   - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
   - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain. Of a
     first class disk, clear the control flag for change tracking before, and set it again afterwards.
@@ -543,6 +552,7 @@ def main() -> None:
             "disks": {"type": "list", "elements": "dict", "required": True},
             "image_dir": {"type": "path"},
             "access": {"type": "str", "choices": ["auto", "vddk", "native"], "default": "auto"},
+            "native_helper_vm": {"type": "str"},
             "vddk_libdir": {"type": "path", "fallback": (env_fallback, ["VDDK_LIBDIR"])},
             "transports": {
                 "type": "list",

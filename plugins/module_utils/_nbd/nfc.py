@@ -55,7 +55,8 @@ def ship(directory: str) -> Plugin:
 class NfcDisk:
     """One disk behind the NFC service.
 
-    :param parameters: the plugin's parameters (see ``nfc_interface.Parameters``) but ``status_file``
+    :param parameters: the plugin's parameters (see ``nfc_interface.Parameters``) but ``path`` and the files
+    :param path: tells the disk's file, when it is opened
     :param status_file: of this disk and run only
     :param ticket: gets a new ticket for this disk, as the JSON form of ``nfc_interface.Ticket``
     :param in_use: gets the areas outside which the disk was never written, or raises why that is not known; None if
@@ -65,6 +66,7 @@ class NfcDisk:
     plugin: Plugin
     parameters: Mapping[str, Any]
     status_file: str
+    path: Callable[[], str]
     ticket: Callable[[], Mapping[str, Any]]
     in_use: Callable[[], list[areas.Area]] | None = None
     _refusals: list[BackupError] = field(default_factory=list)
@@ -79,7 +81,7 @@ class NfcDisk:
         try:
             with ours:
                 files = {"status_file": self.status_file, "allocated_file": allocated_file}
-                parameters = {**self.parameters, **files}
+                parameters = {**self.parameters, **files, "path": self.path()}
                 ours.sendall(json.dumps(parameters).encode() + b"\n")
                 server = threading.Thread(target=self._serve, args=(ours,), daemon=True)
                 server.start()

@@ -10,7 +10,7 @@ Modules ask either the same questions. What was asked first also says who it is:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -29,8 +29,12 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd import Fcd
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_holders import holder
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_places import FcdPlace, Place
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
+
+# Given who is to be warned of what is left: the way to each disk, as long as the block runs.
+Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
 
 
 class Tracking(Protocol):
@@ -113,10 +117,12 @@ class Owner:
         """How VMware's library is told what to open: parameters of the nbdkit plugin."""
         raise NotImplementedError
 
-    def nfc_machine(self) -> str:
-        """Managed object ID of the virtual machine through which the NFC service of a host is told what to open.
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
+        """Where the disks can be reached over NFC. Nothing is done before it is entered.
 
-        :raises NotSupported: there is none
+        :param snapshot: to read of, None to write
+        :param helper: name or managed object ID of a VM to attach to what is attached nowhere
+        :raises NotSupported: they cannot be reached
         """
         raise NotImplementedError
 
@@ -125,7 +131,6 @@ class Owner:
 
         :raises NotSupported: it is; a host would refuse it without saying why
         """
-        raise NotImplementedError
 
 
 def open_owner(
@@ -204,9 +209,9 @@ class VmOwner(Owner):
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"vm": self.identity["moid"], "snapshot": snapshot}
 
-    def nfc_machine(self) -> str:
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
         moid: str = self.identity["moid"]
-        return moid
+        return lambda warn: contextlib.nullcontext(lambda disk: Place(moid, disk.key, disk.path))
 
     def check_frozen(self, disk: Disk) -> None:
         if self._live is None:
@@ -241,6 +246,7 @@ class FcdOwner(Owner):
         self._api = api
         self._store: fcd_store.Store
         self._fcd: Fcd
+        self._frozen: str | None = None  # file of the snapshot
 
     @property
     def uuid(self) -> str:
@@ -260,6 +266,7 @@ class FcdOwner(Owner):
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
         self._find()
         details = self._store.snapshot_details(self._fcd, snapshot)
+        self._frozen = details.path
         return [self._disk(details.path, details.change_id)], None
 
     def to_write(self) -> list[Disk]:
@@ -299,10 +306,15 @@ class FcdOwner(Owner):
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"fcd_id": self._fcd.id, "datastore": self._fcd.datastore.moid, "snapshot": snapshot}
 
-    def nfc_machine(self) -> str:
-        raise NotSupported(
-            f"The first class disk {self.name} is not reached by the native access yet.", "Use VDDK (access: vddk)."
-        )
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
+        there = FcdPlace(self._store, self._fcd, snapshot, self._frozen if snapshot else None, helper)
+
+        @contextlib.contextmanager
+        def reached(warn: Callable[[str], None]) -> Iterator[Callable[[Disk], Place]]:
+            with there.reached(warn) as place:
+                yield lambda disk: place
+
+        return reached
 
     def _find(self) -> None:
         self._store = fcd_store.open_store(self.c, self._api)
