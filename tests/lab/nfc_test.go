@@ -27,7 +27,7 @@ import (
 
 // peer is the client's end.
 type peer struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	op   uint32
 	file uint64
@@ -60,7 +60,7 @@ func (c *libVersionCall) Fault() *soap.Fault { return c.Fault_ }
 // rig is a lab with a VM of one disk.
 type rig struct {
 	*lab
-	t      *testing.T
+	t      testing.TB
 	client *govmomi.Client
 	vm     types.ManagedObjectReference
 	host   types.ManagedObjectReference
@@ -70,7 +70,7 @@ type rig struct {
 
 const rigSize = 5<<20 + 3*512
 
-func newRig(t *testing.T, name string) *rig {
+func newRig(t testing.TB, name string) *rig {
 	l, client := startLab(t)
 	var made struct {
 		Moid, Host string
@@ -432,5 +432,34 @@ func TestNFCReads(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The service must not be what limits a client.
+func BenchmarkNFC(b *testing.B) {
+	for _, transport := range []string{"nbd", "nbdssl"} {
+		b.Run(transport, func(b *testing.B) {
+			r := newRig(b, "fast")
+			p := r.connect(r.readTicket(), transport)
+			p.session(2 << 20)
+			p.open(r.path, 0x1e)
+			const length, depth = 4 << 20, 8
+			data := make([]byte, length)
+			b.SetBytes(length)
+			for range depth {
+				p.askRead(0, length)
+			}
+			for b.Loop() {
+				p.askRead(0, length)
+				for left := length; left > 0; {
+					_, _, payload := p.answer()
+					part := int(binary.LittleEndian.Uint32(payload[32:]))
+					if _, err := io.ReadFull(p.conn, data[:part]); err != nil {
+						b.Fatal(err)
+					}
+					left -= part
+				}
+			}
+		})
 	}
 }
