@@ -259,7 +259,8 @@ func (c *nfcSession) mayWrite(m message, q nfcIO, w *nfcWrite) (done bool, err e
 		w.code = uint64(f.Code)
 		return false, nil
 	}
-	return c.inject(m, f)
+	_, err = c.inject(m, f)
+	return f != nil && f.Action == "hang", err
 }
 
 // store writes as the guest would: change tracking sees it.
