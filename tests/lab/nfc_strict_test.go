@@ -250,6 +250,11 @@ func TestNFCSessionIsStrict(t *testing.T) {
 			p.fragment(0, 2048, 0, make([]byte, 512))
 			p.fragment(0, 2048, 1024, make([]byte, 1024))
 		}, 0, "do not add up"},
+		"write half a sector": {0x1a, func(_ *rig, p *peer) {
+			p.fragment(0, 2048, 0, make([]byte, 512))
+			p.fragment(0, 2048, 512, make([]byte, 100))
+			p.fragment(0, 2048, 612, make([]byte, 512))
+		}, 0, "do not add up"},
 		"write over the total": {0x1a, func(_ *rig, p *peer) {
 			p.fragment(0, 1024, 0, make([]byte, 512))
 			p.fragment(0, 1024, 512, make([]byte, 1024))
