@@ -31,6 +31,7 @@ type nfcKnobs struct {
 	Mute             bool       `json:"mute"`              // connections are accepted, and nothing is said
 	Host             string     `json:"host"`              // in tickets; "": the right one
 	Thumbprint       string     `json:"thumbprint"`        // in tickets; "": the right one
+	TicketPEM        bool       `json:"ticket_pem"`        // tickets with the host's certificate instead of its thumbprint
 	CertificateAuthd bool       `json:"certificate_authd"` // another certificate than the host's in the first handshake
 	CertificateNFC   bool       `json:"certificate_nfc"`   // and in the second, of nbdssl
 	TicketSeconds    float64    `json:"ticket_seconds"`    // life of an unused ticket
@@ -243,6 +244,7 @@ type nfcChange struct {
 	Mute             *bool       `json:"mute"`
 	Host             *string     `json:"host"`
 	Thumbprint       *string     `json:"thumbprint"`
+	TicketPEM        *bool       `json:"ticket_pem"`
 	CertificateAuthd *bool       `json:"certificate_authd"`
 	CertificateNFC   *bool       `json:"certificate_nfc"`
 	TicketSeconds    *float64    `json:"ticket_seconds"`
@@ -266,6 +268,7 @@ func (c nfcChange) apply(k *nfcKnobs) {
 	set(&k.Mute, c.Mute)
 	set(&k.Host, c.Host)
 	set(&k.Thumbprint, c.Thumbprint)
+	set(&k.TicketPEM, c.TicketPEM)
 	set(&k.CertificateAuthd, c.CertificateAuthd)
 	set(&k.CertificateNFC, c.CertificateNFC)
 	set(&k.TicketSeconds, c.TicketSeconds)

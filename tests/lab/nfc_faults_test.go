@@ -161,6 +161,7 @@ func TestNFCHostsWithout(t *testing.T) {
 }
 
 func TestNFCFaults(t *testing.T) {
+	r := newRig(t, "v")
 	for name, x := range map[string]struct {
 		fault nfcFault
 		see   func(p *peer) // after reads of 64 KiB at 0, 1 MiB, 2 MiB were asked for
@@ -210,9 +211,9 @@ func TestNFCFaults(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, "v")
+			r.t = t
 			x.fault.Count = 1
-			r.set(map[string]any{"faults": []nfcFault{x.fault}})
+			r.set(map[string]any{"reset": true, "faults": []nfcFault{x.fault}})
 			p := r.connect(r.readTicket(), "nbd")
 			p.session(65536)
 			p.open(r.path, 0x1e)
@@ -265,6 +266,24 @@ func TestNFCFaultsBeforeReads(t *testing.T) {
 	p.fails(1)
 	p.close()
 	r.violated()
+}
+
+func TestNFCFaultsOfWrites(t *testing.T) {
+	r := newRig(t, "v")
+	for _, action := range []string{"drop", "close", "torn", "garbage", "hang"} {
+		r.set(map[string]any{"reset": true, "faults": []nfcFault{{Op: "write", Action: action, Count: 1}}})
+		p := r.connect(r.writeTicket(), "nbd")
+		p.session(65536)
+		p.open(r.path, 0x1a)
+		p.fragment(0, 512, 0, r.data[:512])
+		_ = p.conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		rest, err := io.ReadAll(p.conn)
+		if late := errors.Is(err, os.ErrDeadlineExceeded); late != (action == "hang" || action == "garbage") || action == "torn" && len(rest) != 30 {
+			t.Fatal(action, len(rest), err)
+		}
+		_ = p.conn.Close()
+		r.violated()
+	}
 }
 
 func TestNFCMemory(t *testing.T) {

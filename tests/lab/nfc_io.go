@@ -190,7 +190,7 @@ func (c *nfcSession) takeWrite(m message, q nfcIO) error {
 		w = &nfcWrite{op: m.op, first: q}
 		c.write = w
 	}
-	if q.handle != w.first.handle || q.offset != w.first.offset || q.total != w.first.total || q.at != w.got || q.length > q.total-w.got {
+	if q.handle != w.first.handle || q.offset != w.first.offset || q.total != w.first.total || q.at != w.got || q.at%sector != 0 || q.length > q.total-w.got {
 		return broken("IO: fragments that do not add up: %d at %d of %d, after %d", q.length, q.at, q.total, w.got)
 	}
 	data, err := c.read(int(q.length))
@@ -259,7 +259,8 @@ func (c *nfcSession) mayWrite(m message, q nfcIO, w *nfcWrite) (done bool, err e
 		w.code = uint64(f.Code)
 		return false, nil
 	}
-	return c.inject(m, f)
+	_, err = c.inject(m, f)
+	return f != nil && f.Action == "hang", err
 }
 
 // store writes as the guest would: change tracking sees it.

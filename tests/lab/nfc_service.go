@@ -5,11 +5,13 @@ package main
 
 import (
 	"cmp"
+	"encoding/pem"
 	"reflect"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -107,6 +109,10 @@ func (n *nfc) serviceObject(esxi bool) {
 	if n.s.reg.Get(shown) == nil {
 		n.s.reg.Put(&nfcService{shown, n})
 	}
+	kind := map[bool]string{false: "VirtualCenter", true: "HostAgent"}[esxi]
+	ctx := n.s.context()
+	instance := n.s.reg.Get(vim25.ServiceInstance).(*simulator.ServiceInstance)
+	ctx.WithLock(instance, func() { instance.Content.About.ApiType = kind })
 }
 
 // internals answers RetrieveInternalContent of the service instance, for which the simulator names a
@@ -230,6 +236,10 @@ func (v *nfcService) ticket(ctx *simulator.Context, ref *types.ManagedObjectRefe
 	}
 	answer := types.HostServiceTicket{Host: cmp.Or(n.knobs.Host, n.s.host), Port: int32(n.port()),
 		SslThumbprint: cmp.Or(n.knobs.Thumbprint, n.thumbprint), ServiceVersion: "1.1"}
+	if n.knobs.TicketPEM { // as vSphere 9 may: the one or the other
+		answer.SslThumbprint = ""
+		answer.SslCertificate = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: n.certificate.Certificate[0]}))
+	}
 	if v.ManagedObjectReference == nfcOfESXi {
 		made.service, answer.Host = "ha-nfc", n.knobs.Host
 	}

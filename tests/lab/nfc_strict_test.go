@@ -72,12 +72,9 @@ func TestNFCLoginIsStrict(t *testing.T) {
 
 func TestNFCCommandBeforeTLS(t *testing.T) {
 	r := newRig(t, "v")
-	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", "0"))
-	if err == nil {
-		_ = conn.Close()
-	}
 	ticket := r.readTicket()
-	if conn, err = net.Dial("tcp", r.nfc.address); err != nil {
+	conn, err := net.Dial("tcp", r.nfc.address)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
@@ -163,12 +160,23 @@ func TestNFCServiceRefuses(t *testing.T) {
 	if err := r.client.RoundTrip(t.Context(), &call, &call); err != nil {
 		t.Fatal(err)
 	}
-	if ticket := call.Res.Returnval; ticket.Host != "" || ticket.Service != "ha-nfc" || ticket.Port == 0 {
+	ticket := call.Res.Returnval
+	if ticket.Host != "" || ticket.Service != "ha-nfc" || ticket.Port == 0 {
+		t.Fatal(ticket)
+	}
+	ticket.Host = "127.0.0.1"
+	p := r.connect(ticket, "nbdssl")
+	p.session(65536)
+	p.open(r.path, 0x1e)
+	p.close()
+	r.set(map[string]any{"reset": true, "ticket_pem": true})
+	if ticket := r.readTicket(); ticket.SslThumbprint != "" || !strings.HasPrefix(ticket.SslCertificate, "-----BEGIN CERTIFICATE") {
 		t.Fatal(ticket)
 	}
 }
 
 func TestNFCHandshakeIsStrict(t *testing.T) {
+	r := newRig(t, "v")
 	hello := make([]byte, 264)
 	copy(hello, "\x2b\x00\x00\x00PlainText")
 	padded := slices.Clone(hello)
@@ -186,7 +194,8 @@ func TestNFCHandshakeIsStrict(t *testing.T) {
 		"features":         {[][]byte{hello, word264(33), word264(51, 4, 11), append(word264(54, 4, 1, 8, 1), "ab"...), word264(55, 4, 7)}, "type 55 was due"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, "v")
+			r.t = t
+			r.set(map[string]any{"reset": true})
 			ticket := r.readTicket()
 			conn, _, err := r.authdLines(ticket, showTicket+ticket.SessionId+"\r\n", banner, plainText, proxy)
 			if err != nil {
@@ -202,6 +211,7 @@ func TestNFCHandshakeIsStrict(t *testing.T) {
 }
 
 func TestNFCSessionIsStrict(t *testing.T) {
+	r := newRig(t, "v")
 	low, high := func(p *peer) uint32 { return uint32(p.file) }, func(p *peer) uint32 { return uint32(p.file >> 32) }
 	for name, x := range map[string]struct {
 		flags uint32 // of the file that is open before; 0: none
@@ -240,6 +250,11 @@ func TestNFCSessionIsStrict(t *testing.T) {
 			p.fragment(0, 2048, 0, make([]byte, 512))
 			p.fragment(0, 2048, 1024, make([]byte, 1024))
 		}, 0, "do not add up"},
+		"write half a sector": {0x1a, func(_ *rig, p *peer) {
+			p.fragment(0, 2048, 0, make([]byte, 512))
+			p.fragment(0, 2048, 512, make([]byte, 100))
+			p.fragment(0, 2048, 612, make([]byte, 512))
+		}, 0, "do not add up"},
 		"write over the total": {0x1a, func(_ *rig, p *peer) {
 			p.fragment(0, 1024, 0, make([]byte, 512))
 			p.fragment(0, 1024, 512, make([]byte, 1024))
@@ -268,7 +283,9 @@ func TestNFCSessionIsStrict(t *testing.T) {
 		}, 0, "in flight"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, "v")
+			r.t = t
+			r.set(map[string]any{"reset": true})
+			before, _ := os.ReadFile(r.nfcFile())
 			p := r.connect(r.writeTicket(), "nbd")
 			p.session(65536)
 			if x.flags != 0 {
@@ -282,7 +299,7 @@ func TestNFCSessionIsStrict(t *testing.T) {
 				_ = p.conn.Close()
 			}
 			r.violated(x.rule)
-			if now, _ := os.ReadFile(r.nfcFile()); !bytes.Equal(now, r.data) && !strings.HasPrefix(name, "write") && name != "read amid a write" {
+			if now, _ := os.ReadFile(r.nfcFile()); !bytes.Equal(now, before) && !strings.HasPrefix(name, "write") && name != "read amid a write" {
 				t.Fatal("the disk has changed")
 			}
 		})

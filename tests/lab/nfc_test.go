@@ -385,11 +385,12 @@ func (p *peer) close() {
 }
 
 func TestNFCReads(t *testing.T) {
+	r := newRig(t, "Größe und 大小")
 	for _, transport := range []string{"nbd", "nbdssl"} {
 		for _, order := range []string{"straight", "reversed", "mixed"} {
 			t.Run(transport+" "+order, func(t *testing.T) {
-				r := newRig(t, "Größe und 大小")
-				r.set(map[string]any{"order": order})
+				r.t = t
+				r.set(map[string]any{"reset": true, "order": order})
 				p := r.connect(r.readTicket(), transport)
 				p.session(65536)
 				p.open(r.path, 0x1e)

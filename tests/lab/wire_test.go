@@ -31,7 +31,7 @@ func startLab(t testing.TB) (*lab, *govmomi.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.server.Close(); l.control.Close(); l.model.Remove() })
+	t.Cleanup(func() { l.nfc.stop(); l.server.Close(); l.control.Close(); l.model.Remove() })
 	target, err := url.Parse(l.ready.URL)
 	if err != nil {
 		t.Fatal(err)
