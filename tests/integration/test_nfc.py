@@ -188,6 +188,23 @@ def test_a_host_without_tls_is_never_read_in_plain_text_unasked(machine):
     assert machine.is_copied(machine.copy(transports=["nbd"]))
 
 
+def test_a_ticket_with_a_certificate(machine):
+    """Instead of its thumbprint; and it is looked at."""
+    machine.lab.nfc(ticket_pem=True)
+    assert machine.is_copied(machine.copy())
+    machine.lab.nfc(certificate_nfc=True)
+    other = machine.directory / "other"
+    other.mkdir()
+    assert machine.copy(image_dir=str(other), fail=True)["error_type"] == "CertificateRejected"
+
+
+def test_a_standalone_host(machine, monkeypatch):
+    """Its tickets name no host, so it is the one that was logged in to, and another service."""
+    machine.lab.nfc(esxi=True)
+    monkeypatch.setattr(nfc_tickets.Connection, "is_vcenter", False)
+    assert machine.is_copied(machine.copy())
+
+
 def test_a_port_that_is_closed(machine, monkeypatch):
     machine.lab.nfc(port_closed=True)
     began = time.monotonic()

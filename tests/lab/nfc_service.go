@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -87,8 +88,8 @@ func init() {
 
 // nfcService answers the calls; it locks what it needs.
 type nfcService struct {
-	types.ManagedObjectReference
-	n *nfc
+	mo.LocalizationManager // of no matter which type: the simulator's searches look at the first field of every object
+	n                      *nfc
 }
 
 func (*nfcService) Lock()   {}
@@ -107,7 +108,7 @@ func (n *nfc) serviceObject(esxi bool) {
 		n.s.reg.Remove(n.s.context(), hidden)
 	}
 	if n.s.reg.Get(shown) == nil {
-		n.s.reg.Put(&nfcService{shown, n})
+		n.s.reg.Put(&nfcService{mo.LocalizationManager{Self: shown}, n})
 	}
 	kind := map[bool]string{false: "VirtualCenter", true: "HostAgent"}[esxi]
 	ctx := n.s.context()
@@ -240,7 +241,7 @@ func (v *nfcService) ticket(ctx *simulator.Context, ref *types.ManagedObjectRefe
 		answer.SslThumbprint = ""
 		answer.SslCertificate = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: n.certificate.Certificate[0]}))
 	}
-	if v.ManagedObjectReference == nfcOfESXi {
+	if v.Self == nfcOfESXi {
 		made.service, answer.Host = "ha-nfc", n.knobs.Host
 	}
 	answer.Service, answer.SessionId = made.service, made.id

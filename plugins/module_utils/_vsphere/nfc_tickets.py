@@ -11,6 +11,8 @@ public description of the API; what is known of it comes from the protocol notes
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +135,12 @@ class NfcTickets:
             "port": ticket.port or None,
             "service": ticket.service or None,
             "session": ticket.sessionId,
-            "thumbprint": ticket.sslThumbprint or (self._c.thumbprint() if on_its_own else ""),
+            "thumbprint": ticket.sslThumbprint or _thumbprint(ticket) or (self._c.thumbprint() if on_its_own else ""),
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _thumbprint(ticket: Any) -> str | None:
+    """SHA-256 of the certificate that newer servers may give instead of its thumbprint."""
+    text = getattr(ticket, "sslCertificate", None)
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text.strip())).hexdigest() if text else None
