@@ -38,9 +38,10 @@ def main() -> int:
     repository = home / "repository"
     repository.mkdir(parents=True)
     with Lab.start() as lab:
+        variables = _variables(lab, repository)
         for playbook, host in PARTS.items():
             inventory = home / f"{playbook.partition('.')[0]}.inventory.json"
-            inventory.write_text(json.dumps({"all": {"hosts": {host: {}}, "vars": _variables(lab, repository)}}))
+            inventory.write_text(json.dumps({"all": {"hosts": {host: {}}, "vars": variables}}))
             command = [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, HERE / playbook]
             status = subprocess.run(command, env=_environment(lab, home), cwd=home, check=False).returncode
             if status:
@@ -66,10 +67,13 @@ def _moment(point: dict[str, Any]) -> str:
 def _variables(lab: Lab, repository: Path) -> dict[str, Any]:
     """What all roles need, and how the playbooks reach the inside of the guest and of the volume."""
     roles = [f"{kind}_{what}" for kind in ("vm", "fcd") for what in ("backup", "restore")]
+    # What is attached nowhere, as the volume is, can be reached natively only through a virtual machine.
+    helper = lab.create_vm("backup-helper", disks=[1 << 20])["moid"]
     return {
         **{f"{role}_repository": str(repository) for role in roles},
         **{f"{role}_access": ACCESS for role in roles},
         **{f"{role}_vddk_libdir": lab.vddk_libdir if ACCESS == "vddk" else "" for role in roles},
+        **{f"fcd_{what}_native_helper_vm": helper for what in ("backup", "restore")},
         **{f"demo_{name}": shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("guest", "volume")},
     }
 
