@@ -22,6 +22,9 @@ demo: setup ## back up, change, destroy and restore a virtual machine, with proo
 test: setup ## run every test
 	@tests/tools/test.sh
 
+soak: setup ## live random lives of repositories for hours, with kills and damage
+	@.build/venv/bin/python tests/tools/soak.py
+
 lint: setup ## run every static check
 	@tests/tools/lint.sh
 
@@ -40,4 +43,4 @@ environment:
 vddk: environment
 	@$(MAKE) -C tests/lab/vddk
 
-.PHONY: help setup demo test lint bench clean environment vddk
+.PHONY: help setup demo test soak lint bench clean environment vddk

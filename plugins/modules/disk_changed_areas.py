@@ -19,7 +19,7 @@ description:
     disk, with a reason.
   - Without O(snapshot), reports whether changes are tracked, and with O(tracking=enabled) sees to it.
   - Change tracking (CBT) starts when the virtual machine is stunned for a moment. The module makes a snapshot for
-    that and removes it at once.
+    that and removes it at once. With O(tracking=reset) it does so twice.
   - With O(fcd_id) or O(fcd_name), does the same for a first class disk, whose tracking is a control flag.
 options:
   snapshot:
@@ -46,13 +46,14 @@ options:
     elements: raw
   tracking:
     description:
-      - Whether to switch change tracking on, for the virtual machine and each of its disks or for the first class disk,
-        and to make it active.
-      - It is never switched on while there are snapshots, because its answers would be wrong. The result says so, and
-        the disks are copied in full until then.
+      - With V(enabled), switches change tracking on, for the virtual machine and each of its disks or for the first
+        class disk, and makes it active.
+      - With V(reset), starts it anew, for O(disks) or for all, because its answers were wrong. It is switched off and
+        on, and all change IDs from before are void. It is done each time that it is asked for.
+      - Neither is done while there are snapshots, because its answers would be wrong. RV(tracking.reason) says so.
       - Only without O(snapshot).
     type: str
-    choices: [enabled, unchanged]
+    choices: [enabled, reset, unchanged]
     default: unchanged
   areas_dir:
     description:
@@ -88,7 +89,7 @@ extends_documentation_fragment:
   - holdfast.backup.fcd_disk
 notes:
   - Needs the privilege C(VirtualMachine.Provisioning.DiskRandomRead) for the query, and for O(tracking=enabled)
-    C(VirtualMachine.Config.ChangeTracking), C(VirtualMachine.State.CreateSnapshot) and
+    and O(tracking=reset) C(VirtualMachine.Config.ChangeTracking), C(VirtualMachine.State.CreateSnapshot) and
     C(VirtualMachine.State.RemoveSnapshot). For a first class disk C(Datastore.FileManagement) on its datastore is
     needed instead.
 seealso:
@@ -102,6 +103,12 @@ EXAMPLES = r"""
   holdfast.backup.disk_changed_areas:
     name: web01
     tracking: enabled
+
+- name: Start the tracking of one disk anew, because it missed changes
+  holdfast.backup.disk_changed_areas:
+    name: web01
+    tracking: reset
+    disks: [Hard disk 1]
 
 - name: What changed since the last restore point
   holdfast.backup.disk_changed_areas:
@@ -162,7 +169,7 @@ tracking:
       description: Whether the changes of every protected disk are being recorded.
       type: bool
     reason:
-      description: Why tracking is not active although it should be, or what keeps it from being switched on.
+      description: Why tracking is not active although it should be, or what keeps it from being switched on or reset.
       type: str
   sample: {enabled: true, active: true, reason: null}
 snapshot:
@@ -175,6 +182,11 @@ requests:
   returned: with O(snapshot)
   type: int
   sample: 2
+vcenter:
+  description: The UUID of the vCenter itself; V(null) of a host on its own.
+  returned: success
+  type: str
+  sample: 7f3c1d0e-5a1b-4a8e-9c39-0d2b6a0c7e41
 disks:
   description:
     - Without O(snapshot) all disks of the virtual machine, else those that were asked for, as they are in the snapshot.
@@ -228,6 +240,10 @@ disks:
       description: Whether its changes are being recorded.
       returned: without O(snapshot)
       type: bool
+    reset:
+      description: Whether its tracking was started anew. In check mode its new change ID is not known and V(null).
+      returned: without O(snapshot)
+      type: bool
     kind:
       description: How to copy it, V(full) or V(incremental).
       returned: with O(snapshot)
@@ -279,6 +295,7 @@ import errno
 import itertools
 import os
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -301,30 +318,45 @@ Content = tuple[int, list[arithmetic.Area]]  # of an areas file: the disk's capa
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
-    if module.params["snapshot"] and module.params["tracking"] == "enabled":
+    if module.params["snapshot"] and module.params["tracking"] != "unchanged":
         raise InvalidInput(
-            "Change tracking cannot be switched on while the snapshot exists.",
+            "Change tracking cannot be switched while the snapshot exists.",
             "Run the module without snapshot first, before the snapshot is made.",
         )
     params = module.params
     with Connection(_options.endpoint(params)) as c:
         owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
-        return _query(module, owner) if params["snapshot"] else _track(module, owner)
+        result = _query(module, owner) if params["snapshot"] else _track(module, owner)
+        return {**result, "vcenter": c.vcenter}
 
 
 def _track(module: AnsibleModule, owner: Owner) -> dict[str, Any]:
-    """Report on change tracking, after seeing to it if asked."""
-    enable = module.params["tracking"] == "enabled"
-    found = owner.track(enable, module.params["timeout"], module.check_mode)
-    if enable and not found.after.active:
+    """Report on change tracking, after switching it on or starting it anew if asked."""
+    wanted, selectors, timeout = (module.params[name] for name in ("tracking", "disks", "timeout"))
+    if wanted == "reset":
+        found = owner.reset_tracking(partial(_wanted, selectors=selectors), timeout, module.check_mode)
+    else:
+        found = owner.track(wanted == "enabled", timeout, module.check_mode)
+    if found.refused:
+        module.warn(f"{owner.name}: change tracking did not begin anew: {found.refused}.")
+    elif wanted != "unchanged" and not found.after.active:
         module.warn(f"{owner.name}: disks will be copied in full: {found.after.reason}.")
-    disks = _picked(found.disks, module.params["disks"])
+    disks = _picked(found.disks, selectors)
+    before, after = found.before.as_dict(), found.after.as_dict()
+    if found.refused:
+        after["reason"] = found.refused
+    diff = {"before": before, "after": after}
+    if wanted == "reset":
+        restarted = [disk.label for disk in disks if disk.key in found.reset]
+        diff = {"before": {**before, "reset": []}, "after": {**after, "reset": restarted}}
     return {
         "changed": found.changed,
         owner.kind: owner.identity,
-        "tracking": found.after.as_dict(),
-        "disks": [{**disk.as_dict(), "tracked": found.after.tracks(disk)} for disk in disks],
-        "diff": {"before": found.before.as_dict(), "after": found.after.as_dict()},
+        "tracking": after,
+        "disks": [
+            {**disk.as_dict(), "tracked": found.after.tracks(disk), "reset": disk.key in found.reset} for disk in disks
+        ],
+        "diff": diff,
     }
 
 
@@ -389,7 +421,7 @@ def _wanted(disks: list[Disk], selectors: list[Any] | None) -> list[Disk]:
     chosen = _picked(disks, selectors)
     for disk in chosen:
         if not disk.protected:
-            raise NotSupported(f"{disk.label} is not in the snapshot: {disk.reason}.", "Leave it out of disks.")
+            raise NotSupported(f"{disk.label} is in no snapshot: {disk.reason}.", "Leave it out of disks.")
     return chosen
 
 
@@ -457,7 +489,7 @@ def main() -> None:
             "snapshot": {"type": "str"},
             "since": {"type": "list", "elements": "dict"},
             "disks": {"type": "list", "elements": "raw"},
-            "tracking": {"type": "str", "choices": ["enabled", "unchanged"], "default": "unchanged"},
+            "tracking": {"type": "str", "choices": ["enabled", "reset", "unchanged"], "default": "unchanged"},
             "areas_dir": {"type": "path"},
             "return_areas": {"type": "bool", "default": False},
             "api": {"type": "str", "choices": ["auto", "soap", "vi_json"], "default": "auto"},

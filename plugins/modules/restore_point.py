@@ -103,6 +103,19 @@ options:
       - Writing a file of the restore point is a sign of life, and so is repeating O(state=started).
     type: int
     default: 1800
+  vcenter:
+    description:
+      - The instance UUID of the vCenter that has the virtual machine or disk, as
+        M(holdfast.backup.disk_changed_areas) returns it. O(state=completed) records it.
+      - O(state=started) refuses when the newest restore point that tells of one is of another vCenter. The virtual
+        machine has moved then, or there are two of the same UUID, which must not share a chain.
+    type: str
+  moved:
+    description:
+      - With O(state=started), that the virtual machine or disk has moved here from the vCenter of its restore points.
+        All its disks are to be copied in full then.
+    type: bool
+    default: false
   consistency:
     description: How consistent the snapshot is that the disks were copied from.
     type: str
@@ -144,6 +157,12 @@ options:
         one may need. A pinned one is not deleted, also not with this.
     type: bool
     default: false
+  progress_dir:
+    description:
+      - With O(state=verified), a directory on the proxy in which the progress is written and a sign of life is looked
+        for.
+      - Not to be set in a playbook.
+    type: path
 seealso:
   - module: holdfast.backup.restore_point_info
   - module: holdfast.backup.vddk_copy
@@ -158,6 +177,15 @@ EXAMPLES = r"""
     disks: "{{ examined.disks }}"
     min_free: 50G
   register: started
+
+- name: Start the first one after the virtual machine has moved to another vCenter
+  holdfast.backup.restore_point:
+    repository: /backup
+    state: started
+    vm: "{{ examined.vm }}"
+    disks: "{{ examined.disks }}"
+    vcenter: "{{ examined.vcenter }}"
+    moved: true
 
 - name: Complete it after the copy
   holdfast.backup.restore_point:
@@ -360,6 +388,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     checking,
     completing,
@@ -374,7 +403,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import PARTIAL
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Point, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.recording import Content
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import Verifier
 
 # What a restore point was before a state was brought about.
 _BEFORE = {
@@ -400,6 +428,8 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "min_free": {"type": "bytes", "default": "0"},
     "lock_timeout": {"type": "int", "default": 0},
     "lease": {"type": "int", "default": 1800},
+    "vcenter": {"type": "str"},
+    "moved": {"type": "bool", "default": False},
     "consistency": {"type": "str", "choices": list(manifest.CONSISTENCIES), "default": "crash"},
     "snapshot_time": {"type": "str"},
     "unprotected": {"type": "list", "elements": "dict", "default": []},
@@ -407,6 +437,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "level": {"type": "str", "choices": list(verification.LEVELS[1:]), "default": "content"},
     "reason": {"type": "str"},
     "force": {"type": "bool", "default": False},
+    "progress_dir": {"type": "path"},
 }
 
 
@@ -422,6 +453,11 @@ def _owner(params: dict[str, Any]) -> Owner:
     return Vm.from_result(params["vm"]) if params["vm"] is not None else Fcd.from_result(params["fcd"])
 
 
+def _vcenter(params: dict[str, Any]) -> str | None:
+    given = params["vcenter"]
+    return None if given is None else manifest.check_uuid(given, "the instance UUID of a vCenter")
+
+
 def _start(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     owner = _owner(params)
     request = starting.Request(
@@ -434,6 +470,8 @@ def _start(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
         min_free=params["min_free"],
         lock_timeout=params["lock_timeout"],
         lease=params["lease"],
+        vcenter=_vcenter(params),
+        moved=params["moved"],
     )
     started = starting.start(params["repository"], request, now, dry)
     answer = _answer("started", started.changed, owner, started.id, started.path, started.run)
@@ -447,7 +485,15 @@ def _complete(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any
         raise InvalidInput(f"{point_id} is no restore point of {owner.name}.", "Give the vm or fcd that was started.")
     requirements.check_program("qemu-img")
     taken = None if params["snapshot_time"] is None else manifest.exact_time(params["snapshot_time"])
-    copied = Content(owner, params["disks"], params["consistency"], taken, params["unprotected"], params["warnings"])
+    copied = Content(
+        owner,
+        params["disks"],
+        params["consistency"],
+        taken,
+        params["unprotected"],
+        params["warnings"],
+        _vcenter(params),
+    )
     changed, point = completing.complete(params["repository"], point_id, params["run"], copied, images.check, now, dry)
     return _answer("completed", changed, owner, point_id, _path(params, point_id), params["run"], point)
 
@@ -496,8 +542,10 @@ def _verify(params: dict[str, Any], now: datetime, dry: bool) -> dict[str, Any]:
     else:
         requirements.check_program("qemu-img")
     repository = layout.open_repository(params["repository"])
-    verifier = Verifier(repository, level, images.check, content.content_hash)
-    checked = checking.verify(repository, point_id, verifier, dry)
+    watch = Watch(params["progress_dir"])
+    checked = checking.verify(
+        repository, point_id, level, images.check, content.content_hash, (watch.check, watch.tell), dry
+    )
     report, seconds = checked.report, time.monotonic() - begun
     answer = _of_complete(params, checked.changed, point_id)
     answer["damage"] = checked.damage

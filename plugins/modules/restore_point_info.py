@@ -215,6 +215,10 @@ restore_points:
       description: The warnings of its run.
       type: list
       elements: str
+    vcenter:
+      description: The instance UUID of the vCenter that had it, or null.
+      type: str
+      sample: 0d9f2d4c-5c0e-4a52-9a5e-6a3f1b7c2e10
     collection_version:
       description: The release that made it.
       type: str
@@ -332,7 +336,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 
 _KEYS = {"vm": "instance_uuid", "fcd": "id"}
 _UNREADABLE: dict[str, Any] = {
-    **dict.fromkeys(("run", "started", "completed", "snapshot_time", "consistency", "collection_version")),
+    **dict.fromkeys(("run", "started", "completed", "snapshot_time", "consistency", "collection_version", "vcenter")),
     "disks": [],
     "files": [],
     "unprotected": [],

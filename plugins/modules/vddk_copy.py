@@ -172,8 +172,9 @@ notes:
     For first class disks C(Datastore.FileManagement) is needed besides, and with O(native_helper_vm)
     C(VirtualMachine.Config.AddExistingDisk) and C(VirtualMachine.Config.RemoveDisk) on that virtual machine.
   - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
-  - After a restore onto disks of a virtual machine that stays, reset its change tracking and begin a new chain. Of a
-    first class disk, clear the control flag for change tracking before, and set it again afterwards.
+  - After a restore onto disks of a virtual machine that stays, reset its change tracking, with
+    O(holdfast.backup.disk_changed_areas#module:tracking=reset), and begin a new chain. Of a first class
+    disk, clear the control flag for change tracking before, and set it again afterwards.
 """
 
 EXAMPLES = r"""
@@ -493,9 +494,15 @@ def _copy(
         busy = any(result["changed"] or result["bytes_read"] for result in plan)
         with way.guarded(module.warn) if busy else nullcontext():
             results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
+    written = params["direction"] == "restore" and not module.check_mode
     for task, result in zip(tasks, results):
         for warning in result["warnings"]:
             module.warn(f"{task.name}: {warning}")
+        if written and result["changed"] and owner.kind == "vm" and task.facts["change_id"]:
+            module.warn(
+                f"{task.name}: change tracking may answer wrongly about a disk that was written to in this way. "
+                "Start it anew with tracking=reset of disk_changed_areas before the next backup."
+            )
     return {
         "changed": any(result["changed"] for result in results),
         owner.kind: owner.identity,

@@ -16,7 +16,15 @@ import sys
 import time
 from typing import Any
 
-from ansible_collections.holdfast.backup.tests.benchmarks import api, changes, full, native, retention, role
+from ansible_collections.holdfast.backup.tests.benchmarks import (
+    api,
+    changes,
+    full,
+    native,
+    retention,
+    role,
+    verification,
+)
 from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
@@ -27,6 +35,7 @@ SECTIONS = {
     "api": api.section,
     "role": role.section,
     "retention": retention.section,
+    "verification": verification.section,
 }
 
 

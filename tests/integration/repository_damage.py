@@ -44,7 +44,9 @@ class Damage:
         told = f"{self.kind} {self.file} {self._spoil()}"
         self._check()
         for _step in range(self.dice.randrange(3)):
-            told += f", {self.dice.choice((self._back_up, self._delete, self._verify, self._retain))()}"
+            told += (
+                f", {self.dice.choice((self._back_up, self._delete, self._verify, self._verify_all, self._retain))()}"
+            )
             self._check()
         end = self.dice.choice((self._repair, self._clear))
         return f"{told}, {end.__name__} {end()}"
@@ -130,6 +132,22 @@ class Damage:
             assert {lost["restore_point"] for one in done["damage"] for lost in one["lost"]} >= {point}, done["damage"]
             self.known = True
         return f"verified {point}"
+
+    def _verify_all(self) -> str:
+        """The nightly job names the file, and all that is lost with it."""
+        affected = self.affected()
+        done = self.repository.run("repository_verification", fail=bool(affected))
+        if affected:
+            assert done["error_type"] == "Damaged", done
+            lost = {
+                one["restore_point"]
+                for damage in done["damage"]
+                if f"{damage['restore_point']}/{damage['file']}" == self.file
+                for one in damage["lost"]
+            }
+            assert lost == affected, done["damage"]
+            self.known = True
+        return "verified all"
 
     def _retain(self) -> str:
         """Retention makes nothing good of what is damaged, and deletes nothing that is known to be."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import parse_time
+from ansible_collections.holdfast.backup.tests.integration import processes
 from ansible_collections.holdfast.backup.tests.integration.processes import Child
 from ansible_collections.holdfast.backup.tests.integration.repository_model import Machine
 
@@ -65,6 +67,21 @@ class Upkeep:
         if level == "restore":
             self._check_hashes(point)
         return f"{point} {level}"
+
+    def verify_all(self) -> str:
+        """The nightly job verifies all of the repository, in so many nights."""
+        level, most = self.dice.choice(LEVELS), self.dice.choice((0, 0, 1 << 20))
+        nights, left = 0, True
+        while left:
+            nights += 1
+            done = self.repository.run("repository_verification", level=level, max_bytes=most, min_age="1d")
+            assert (done["problems"], done["damage"]) == ([], [])
+            left = any(done["remaining"].values())
+            assert nights < 200
+        for point in self.repository.listed():
+            assert point["verification"]["ok"]
+            assert LEVELS.index(point["verification"]["level"]) >= LEVELS.index(level)
+        return f"{level} in {nights} nights"
 
     def _check_hashes(self, point: str) -> None:
         manifest = json.loads((self.repository.path / point / "point.json").read_text())
@@ -175,6 +192,18 @@ class Upkeep:
         steps = 12 + 8 * len(doomed) + 30 * images
         told = self.sequence.kill_in_the_middle("retain", None, work, doomed, steps)
         return f"{told} of {images} merges, {len(doomed)} deletions"
+
+    def retain_on_a_filling_disk(self) -> str:
+        """The file system fails under retention: an error, or it is done; nothing else is gone."""
+        rules, error = self.some_rules(), self.dice.choice((errno.ENOSPC, errno.EIO))
+        plan = self.plan(rules)
+        doomed = set(self.removed(plan))
+        images = sum(len(one["merges"]) + len(one["synthetic"]) for one in plan["objects"])
+        step = self.dice.randrange(8 + 4 * len(doomed) + 20 * images)
+        moment = processes.failing_at(step, error, self.repository.path, self.dice.random() < 0.5)
+        child = Child(lambda: self.repository.run("repository_retention", **rules), moment)
+        outcome = self.sequence.settle(child, "retain", None, doomed)
+        return f"{errno.errorcode[error]} at {step}: {outcome} {child.result.get('msg', '')}"
 
     def read_meanwhile(self) -> str:
         """Who reads while retention is at work sees nothing of it."""

@@ -291,7 +291,7 @@ class Repository:
         """Nothing is in the repository but the restore points, and nobody is logged in."""
         found = {f"{place.parent.name}/{place.name}" for place in self.path.glob("*/*")}
         assert found == set(self.moments), "unfinished or lost"
-        assert self.machine.lab.sessions() == []
+        assert self.machine.lab.sessions() == [], "somebody is still logged in"
 
     def own_snapshots(self) -> int:
         """How many snapshots of ours the VM has; those of its users must all be there."""

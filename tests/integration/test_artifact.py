@@ -58,6 +58,6 @@ def test_its_modules_and_their_documentation_are_found(installed: dict[str, str]
     json.loads(run(BIN / "ansible-doc", "--json", *listed, **installed))
 
 
-@pytest.mark.parametrize("playbook", ["backup", "restore", "fcd_backup", "fcd_restore"])
+@pytest.mark.parametrize("playbook", ["backup", "restore", "fcd_backup", "fcd_restore", "maintenance", "verify"])
 def test_its_playbooks_are_found_by_their_full_names(playbook: str, installed: dict[str, str]):
     run(BIN / "ansible-playbook", "--syntax-check", "--inventory", "web01,", f"holdfast.backup.{playbook}", **installed)

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import audit
 from ansible_collections.holdfast.backup.tests.integration.copies import BLOCK, MIB, Copies, image_content
+from ansible_collections.holdfast.backup.tests.integration.roles.support import processes, wait_for
 
 ODD = 3 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
@@ -176,4 +180,33 @@ def test_interrupted_after_it(copies: Copies, tmp_path: Path, monkeypatch: pytes
     copies.lab.vddk(faults=[])
     liar = copies.copy()["disks"][0]
     assert (liar["kind"], liar["change_id"], liar["resumed"]) == ("full", None, True)
+    assert is_right(copies, 0, tmp_path)
+
+
+@pytest.mark.parametrize("victim", ["module", "nbdcopy", "nbdkit", "qemu-nbd"])
+def test_killed_in_its_middle(copies: Copies, tmp_path: Path, victim: str):
+    """Whoever dies first, the others follow at once, and the next run does it all again."""
+    copies.look()
+    copies.lab.vddk(latency_ms=400)
+    image = copies.last[0]["image"]
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            copies.copy(disks=copies.changed[:1], audit=100, request_depth=1)
+        os._exit(0)
+    try:
+        wait_for(lambda: copies.lab.vddk()["open"], 60)
+        time.sleep(0.5)  # some requests into it
+        running = processes(image)
+        names = {number: Path(f"/proc/{number}/comm").read_text().strip() for number in running}
+        assert set(names.values()) == {"nbdcopy", "nbdkit", "qemu-nbd"}
+        chosen = [number for number, name in names.items() if name == victim] or [child]
+        os.kill(chosen[0], signal.SIGKILL)
+        wait_for(lambda: not processes(image), 10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    copies.lab.vddk(latency_ms=0)
+    assert copies.copy(audit=100)["disks"][0]["audit"]["mismatches"] == 0
     assert is_right(copies, 0, tmp_path)

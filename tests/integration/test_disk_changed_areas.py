@@ -328,7 +328,7 @@ def test_some_disks(guest):
     [
         ({"since": []}, "missing parameter(s) required by 'since': snapshot"),
         ({"areas_dir": "/x"}, "missing parameter(s) required by 'areas_dir': snapshot"),
-        ({"snapshot": "snapshot-1", "tracking": "enabled"}, "cannot be switched on while the snapshot"),
+        ({"snapshot": "snapshot-1", "tracking": "enabled"}, "cannot be switched while the snapshot"),
     ],
 )
 def test_options_that_contradict_each_other(guest, args, says):

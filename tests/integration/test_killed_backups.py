@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.holdfast.backup.tests import modules
-from ansible_collections.holdfast.backup.tests.integration import backup_chain
+from ansible_collections.holdfast.backup.tests.integration import backup_chain, processes
 from ansible_collections.holdfast.backup.tests.integration.restore_model import Machine, Repository
 
 SEED = os.environ.get("HOLDFAST_SEED", "1")
@@ -103,6 +103,7 @@ class Run:
         for pid in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        processes.count("killed backup in the lab")
         if self.play.pid in chosen and dice.random() < 0.5:  # else its parent does not care for it
             self.play.wait()
         return f"{victim} {chosen} in {event}"

@@ -249,6 +249,8 @@ def test_restore(machine, tmp_path):
     )
     assert restored["changed"]
     assert [machine.content(key) for key in machine.keys] == expected
+    warned = str(restored["warnings"])
+    assert warned.count("tracking=reset") == 2, warned
     assert restored["bytes_written"] <= 48 * MIB + 3 * 512
 
 

@@ -376,6 +376,19 @@ def test_two_vms_of_one_name_are_listed(c, places):
     assert find_vm(c, name="find-twin", folder="find/b")[0]._GetMoId() == places["twin2"]["moid"]
 
 
+def test_two_vms_of_one_bios_uuid_are_listed(c, places):
+    """As a copy of a machine has it; instance UUIDs are kept apart by vCenter itself."""
+    twins = [find_vm(c, moid=places[name]["moid"])[0] for name in ("twin1", "twin2")]
+    uuid = "420f2a3c-0000-4000-8000-000000000001"
+    for twin in twins:
+        tasks.wait(c, c.call(twin.ReconfigVM_Task, vim.vm.ConfigSpec(uuid=uuid)), timeout=30)
+    with pytest.raises(Ambiguous, match="with the BIOS UUID") as caught:
+        find_vm(c, uuid=uuid)
+    assert {candidate["moid"] for candidate in caught.value.details["candidates"]} == {
+        twin._GetMoId() for twin in twins
+    }
+
+
 @pytest.mark.parametrize(
     "selection",
     [

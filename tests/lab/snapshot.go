@@ -158,6 +158,9 @@ func (s *sim) freezeDisk(owner *disk, file string, wasTracked bool) (redo *node,
 	if redo, err = s.disks.child(owner, owner.nodes[file]); err != nil {
 		return nil, "", err
 	}
+	if owner.track.current == nil { // this very stun ended it
+		return redo, "", nil
+	}
 	if wasTracked {
 		point = owner.track.point()
 	} else if s.knobs().FirstSnapshot == "tracked" {

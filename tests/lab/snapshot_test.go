@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/vmware/govmomi/simulator"
@@ -280,6 +281,39 @@ func TestTrackingBeginsWithAStun(t *testing.T) {
 	}
 	if value, _ := extra(vm, "scsi0:0.ctkEnabled"); value != "TRUE" {
 		t.Fatalf("scsi0:0.ctkEnabled is %q", value)
+	}
+}
+
+func TestTrackingOfOneDiskEndsWithAStun(t *testing.T) {
+	s := newTestSim(t)
+	vm, err := s.makeVM(vmSpec{Name: "w", Tracking: true, Disks: []diskSpec{{Size: block}, {Size: block}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := func() (out []string) {
+		eachDisk(vm.Config.Hardware.Device, func(_ *types.VirtualDisk, b *backing) { out = append(out, *b.changeID) })
+		return out
+	}
+	ctx := s.context()
+	set := func(value string) {
+		t.Helper()
+		option := &types.OptionValue{Key: "scsi0:1.ctkEnabled", Value: value}
+		if f := s.reconfigure(ctx, vm, &types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{option}}); f != nil {
+			t.Fatal(asError(f))
+		}
+		if _, err := s.takeSnapshot(ctx, vm, &types.CreateSnapshotEx_Task{Name: value}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := now()
+	set("FALSE")
+	if got := now(); got[0] == "" || got[1] != "" {
+		t.Fatalf("with one disk left out: %q", got)
+	}
+	set("TRUE")
+	uuid := func(id string) string { return strings.Split(id, "/")[0] }
+	if got := now(); uuid(got[0]) != uuid(before[0]) || got[1] == "" || uuid(got[1]) == uuid(before[1]) {
+		t.Fatalf("%q became %q", before, got)
 	}
 }
 

@@ -21,6 +21,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import Cop
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, copy, hashing, images, servers
 
 BLOCK = 4 * areas.MIB
+_AT_ONCE = 1 << 16  # blocks without data
 _SECTOR = 512
 _REQUESTS = 4
 _NEXT_STEP = "Verify the images; have the disk copied in full if they are damaged."
@@ -48,7 +49,7 @@ def content_hash(
     missing = sum(number not in found for number in _numbers(wanted))
     if missing:
         raise CopyFailed(f"{missing} blocks of {chain[0]} were not read.", _NEXT_STEP)
-    return combine(found, capacity), areas.total(wanted)
+    return combine(found, capacity, check), areas.total(wanted)
 
 
 def blocks(data: Iterable[Sequence[int]], capacity: int) -> list[areas.Area]:
@@ -57,15 +58,17 @@ def blocks(data: Iterable[Sequence[int]], capacity: int) -> list[areas.Area]:
     return areas.normalise(within, capacity, BLOCK)
 
 
-def combine(digests: dict[int, bytes], capacity: int) -> str:
+def combine(digests: dict[int, bytes], capacity: int, check: Callable[[], None] = lambda: None) -> str:
     """The content hash from the digests of the blocks that hold data, by their numbers."""
-    count = -(-capacity // BLOCK)
-    hasher, zeros = hashlib.sha256(), hashlib.sha256(bytes(min(BLOCK, capacity))).digest()
-    for number in range(count):
-        digest = digests.get(number)
-        if digest is None and number == count - 1:
-            digest = hashlib.sha256(bytes(capacity - number * BLOCK)).digest()
-        hasher.update(digest or zeros)
+    hasher, position, last = hashlib.sha256(), 0, (capacity - 1) // BLOCK
+    zeros = hashlib.sha256(bytes(min(BLOCK, capacity))).digest()
+    end = {last: hashlib.sha256(bytes(capacity - last * BLOCK)).digest()}
+    for number, digest in sorted({**end, **digests}.items()):
+        for begin in range(position, number, _AT_ONCE):  # a disk may be huge, and empty
+            check()
+            hasher.update(zeros * min(_AT_ONCE, number - begin))
+        hasher.update(digest)
+        position = number + 1
     return hasher.hexdigest()
 
 

@@ -129,7 +129,7 @@ class _Work:
 
     def clone(self, path: str, size: int) -> tuple[bool, str]:
         """Begin with a copy of an image: whether it shares its blocks, and its hash."""
-        return cloning.clone(path, self.target, self._pace("copy", size))
+        return cloning.clone(path, self.target, self._pace("clone", size))
 
     def require(self, path: str, sha256: str, expected: str) -> None:
         """See that an image is what was written."""

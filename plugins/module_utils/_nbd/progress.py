@@ -57,9 +57,7 @@ class Watch:
                 "Give a longer timeout; run again, it goes on where it can.",
             )
         if self._directory and self._silence() > self._patience:
-            raise BackupError(
-                "The copy was stopped because the playbook that started it is gone.", "Run the playbook again."
-            )
+            raise BackupError("It was stopped because the playbook that started it is gone.", "Run the playbook again.")
 
     def tell(self, disk: str, stage: str, done: int, total: int, passed: int = 0) -> None:
         """Tell the watcher how far a disk is, once a second at most.

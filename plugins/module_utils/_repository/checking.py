@@ -7,19 +7,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged, RepositoryError
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import damage, points, verification
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import damage, examining, points, verification
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.images import CheckImage
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection, select
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
+    ReadContent,
     Report,
     Verifier,
 )
+
+Tell = Callable[[str, str, int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,44 @@ class Checked:
         )
 
 
-def verify(repository: Repository, point_id: PointId, verifier: Verifier, dry: bool = False) -> Checked:
+def verify(
+    repository: Repository,
+    point_id: PointId,
+    level: str,
+    check_image: CheckImage,
+    read_content: ReadContent,
+    watch: tuple[Callable[[], None], Tell],
+    dry: bool = False,
+) -> Checked:
     """Examine a restore point with all that it stands on, and store what was found.
 
+    :param watch: a function to call often, which may raise to end it; and one to tell how far it is: a name, a word for
+        what is done, and the bytes of files done, in all, and read
     :param dry: store nothing
     :raises NotFound: there is no such restore point
     """
     selected = select(repository, Selection(id=point_id))[0][0]
+    check, tell = watch
+    point, readable, done = selected.entry.point, points.readable(selected.entries), 0
+    total = 0 if point is None else sum(part.size for part in examining.needed(readable, point))
+
+    def passed(count: int) -> None:
+        nonlocal done
+        done += count
+        check()
+        tell(str(point_id), level, min(done, max(total - 1, 0)), total, done)
+
+    verifier = Verifier(repository, level, check_image, read_content, passed)
     before = _stored(Known(repository), selected.entries, selected.entry)
     report = verifier.examine(selected.entries, selected.entry)
+    tell(str(point_id), level, total, total, done)
     entries = points.read_entries(repository, point_id.object_id)  # as they are now
     entry = next((one for one in entries if one.id == point_id), None)
     if report is None or entry is None:
         raise points.no_point(point_id)
     known = Known(repository)
     changed = verification.store(repository, known, report.findings, {point_id: report.disks}, dry)
-    damaged = damage.faults(entries, known, report.findings, {point_id: report.disks}) if report.problems else {}
+    damaged = damage.faults(entries, known) if report.problems else {}
     return Checked(
         changed, entry, report, before, _stored(known, entries, entry), damage.report(repository, entries, damaged)
     )

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import examining, images, manifest, points
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.examining import Finding
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, Point, PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import DiskRecord, Known
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
 
 
 class Place(NamedTuple):
@@ -34,38 +33,20 @@ class Fault:
     next_step: str = images.NEXT_STEP
 
 
-def faults(
-    entries: Sequence[Entry],
-    known: Known,
-    findings: Iterable[Finding] = (),
-    disks: Mapping[PointId, Sequence[DiskRecord]] | None = None,
-) -> dict[Place, Fault]:
+def faults(entries: Sequence[Entry], known: Known) -> dict[Place, Fault]:
     """All damage that is known of one object, by the file.
 
     :param entries: the restore points of the object
-    :param known: what is stored
-    :param findings: what was found just now, stored or not
-    :param disks: the same, of the disks of points
+    :param known: what verifications have found
     """
     readable = points.readable(entries)
     found: dict[Place, Fault] = {}
-    for entry in entries:
-        if entry.problem is not None:
-            found[Place(entry.id.time, manifest.FILE)] = Fault(entry.problem.message, entry.problem.next_step)
     for point in readable.values():
         found.update(_missing(readable, point))
         found.update(_stored(known, point))
-    for finding in findings:
-        place = Place(finding.part.point_id.time, finding.part.name)
-        found.pop(place, None)
-        if finding.error is not None:
-            found[place] = Fault(finding.error.message, finding.error.next_step)
-    for point_id, own in (disks or {}).items():
-        for record in own:
-            place = Place(point_id.time, record.image, True)
-            found.pop(place, None)
-            if not record.ok:
-                found[place] = Fault(record.what or "")
+    for entry in entries:
+        if entry.problem is not None:
+            found[Place(entry.id.time, manifest.FILE)] = Fault(entry.problem.message, entry.problem.next_step)
     return found
 
 
@@ -129,7 +110,8 @@ def _stored(known: Known, point: Point) -> dict[Place, Fault]:
     for part in examining.parts_of(point):
         for record in own.of_file(part.name, part.sha256):
             if not record.ok:
-                found[Place(time, part.name)] = Fault(record.what or "")
+                step = images.NEXT_STEP if part.disk is not None else examining.NEXT_STEP
+                found[Place(time, part.name)] = Fault(record.what or "", step)
     for disk in point.disks:
         content = own.of_disk(disk.image)
         if content is not None and not content.ok:

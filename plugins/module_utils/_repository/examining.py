@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Callable, Iterable, Sequence
+from threading import Lock
+from typing import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
     Damaged,
-    MissingRequirement,
     RepositoryError,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
@@ -35,7 +37,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.images import CheckImage
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Disk, File, Point, PointId
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Link
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry, Link
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import FileRecord
 
 AT_A_TIME = 2
@@ -44,7 +46,14 @@ AT_A_TIME = 2
 _REREADS = 4
 # Errors of the storage, which tell of the file. Others, like a lack of rights, tell of the one who reads.
 _OF_THE_FILE = (errno.EIO, errno.ENOENT, errno.EUCLEAN, errno.EBADMSG)
-_COPY = "Restore it from a copy of the repository."
+NEXT_STEP = "Restore it from a copy of the repository."
+
+
+Check = Callable[[int], None]
+
+
+def unhurried(count: int) -> None:
+    """A check that lets everything go on."""
 
 
 class OutOfTime(BackupError):
@@ -106,17 +115,17 @@ class Examiner:
     """Examines parts of one repository, each at most once. Threads may share it.
 
     :param level: ``structure`` or ``content``
-    :param check: called between blocks; what it raises ends the examination without a result
+    :param check: called between blocks with the bytes that were read; what it raises ends the examination without a
+        result
     """
 
-    def __init__(
-        self, repository: Repository, level: str, check_image: CheckImage, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, repository: Repository, level: str, check_image: CheckImage, check: Check = unhurried) -> None:
         self._repository = repository
         self._level = level
         self._check_image = check_image
         self._check = check
         self._seen: dict[tuple[PointId, str, str], Finding] = {}
+        self._locks: dict[tuple[PointId, str, str], Lock] = defaultdict(Lock)
 
     def examine_all(self, parts: Iterable[Part]) -> list[Finding]:
         """Examine some parts, several at a time; what was found, in their order."""
@@ -132,14 +141,14 @@ class Examiner:
     def examine(self, part: Part) -> Finding:
         """Examine one part.
 
-        :raises OutOfTime: when ``check`` says so
         :raises RepositoryError: the repository itself has gone away
         """
-        found = self._seen.get(_key(part))
-        if found is None:
-            found = self._examine(part)
-            self._seen[_key(part)] = self._seen[_key(found.part)] = found
-        return found
+        with self._locks[_key(part)]:
+            found = self._seen.get(_key(part))
+            if found is None:
+                found = self._examine(part)
+                self._seen[_key(part)] = self._seen[_key(found.part)] = found
+            return found
 
     def _examine(self, part: Part) -> Finding:
         wanted: Sequence[Part] = [part]
@@ -164,12 +173,10 @@ class Examiner:
         return Finding(wanted[-1] if wanted else part, self._level, now(), error, bytes_read)
 
     def _problem(self, part: Part) -> BackupError | None:
-        self._check()
+        self._check(0)
         try:
             self._look(part)
-        except (OutOfTime, MissingRequirement):
-            raise
-        except BackupError as error:
+        except RepositoryError as error:
             return error
         return None
 
@@ -180,7 +187,7 @@ class Examiner:
         else:
             with files.reporting("read a file of the restore point"):
                 if not files.is_plain(path) or os.lstat(path).st_size != part.size:
-                    raise Damaged(f"{path} is missing or not {part.size} bytes long.", _COPY)
+                    raise Damaged(f"{path} is missing or not {part.size} bytes long.", NEXT_STEP)
         if self._level != records.STRUCTURE:
             # With this hash it is what QEMU found sound before it was recorded.
             with files.reporting("read a file of the restore point"):
@@ -215,6 +222,27 @@ def parts_of(point: Point) -> list[Part]:
     """A restore point's own images and files."""
     own = [Part.of_link(Link(point, disk)) for disk in point.disks]
     return own + [Part.of_file(point, file) for file in point.files]
+
+
+def parts_of_entry(entry: Entry) -> list[Part]:
+    """The same of a restore point as it may be, while a merge is put in place."""
+    return [part for point in (entry.point, entry.merging) if point is not None for part in parts_of(point)]
+
+
+def images_below(readable: Mapping[str, Point], link: Link) -> list[Link]:
+    """An image and those that it stands on, as far as the manifests tell."""
+    links = [link]
+    with suppress(Damaged):
+        while (below := points.below(readable, links[-1])) is not None:
+            links.append(below)
+    return links
+
+
+def needed(readable: Mapping[str, Point], point: Point) -> list[Part]:
+    """All files that a restore point needs, each once, as far as the manifests tell."""
+    chains = [images_below(readable, Link(point, disk)) for disk in point.disks]
+    found = [Part.of_link(link) for links in chains for link in links]
+    return list(dict.fromkeys(found + [Part.of_file(point, file) for file in point.files]))
 
 
 def now() -> str:

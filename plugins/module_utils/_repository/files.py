@@ -71,10 +71,10 @@ def read(path: str, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def digest(path: str, check: Callable[[], None] = lambda: None) -> tuple[int, str]:
+def digest(path: str, check: Callable[[int], None] = lambda count: None) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a regular file.
 
-    :param check: called between blocks; what it raises ends the reading
+    :param check: called after each block with its bytes; what it raises ends the reading
     """
     with os.fdopen(open_plain(path), "rb", buffering=0) as file:
         checksum, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_BUFFER))
@@ -84,7 +84,7 @@ def digest(path: str, check: Callable[[], None] = lambda: None) -> tuple[int, st
                 return size, checksum.hexdigest()
             checksum.update(buffer[:count])
             size += count
-            check()
+            check(count)
 
 
 def write(path: str, data: bytes, temporary: str | None = None) -> None:

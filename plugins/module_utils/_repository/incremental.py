@@ -43,25 +43,38 @@ class Since:
 
 
 def plan(
-    repository: Repository, entries: Sequence[Entry], disks: Sequence[Mapping[str, Any]], mode: str, max_chain: int
+    repository: Repository,
+    entries: Sequence[Entry],
+    disks: Sequence[Mapping[str, Any]],
+    mode: str,
+    max_chain: int,
+    moved: str | None = None,
 ) -> list[Since]:
     """One answer for each disk.
 
     :param entries: the restore points of the object, oldest first
     :param disks: its disks now: ``backing_uuid``, ``key``, ``label``
     :param max_chain: the most images that a chain may have, the new one included
+    :param moved: why nothing there may be stood on, or None
     """
-    return [_plan_disk(repository, entries, disk, mode, max_chain) for disk in disks]
+    return [_plan_disk(repository, entries, disk, mode, max_chain, moved) for disk in disks]
 
 
 def _plan_disk(
-    repository: Repository, entries: Sequence[Entry], disk: Mapping[str, Any], mode: str, max_chain: int
+    repository: Repository,
+    entries: Sequence[Entry],
+    disk: Mapping[str, Any],
+    mode: str,
+    max_chain: int,
+    moved: str | None,
 ) -> Since:
     def full(reason: str, capacity: int | None = None) -> Since:
         return Since(disk["backing_uuid"], disk["key"], disk["label"], None, capacity, None, None, None, reason)
 
     if mode == FULL:
         return full("asked for")
+    if moved is not None:
+        return full(moved)
     try:
         links = _newest_chain(entries, disk["backing_uuid"])
         if not links:

@@ -13,10 +13,10 @@ Three steps that every file system does at once, NFS too, are all it needs:
   remove the record of a run that came after;
 - renew: the record of that run is touched by its name.
 
-A run lasts over several tasks, so the owner is a run, not a process. It is **dead** when its play
-ran on this machine and is gone, or, from elsewhere, when it gave no sign of life for its lease: its
-record was not touched and nothing in a ``.partial`` directory was written. Times are compared by the
-file system's own clock, so clocks of several machines do not matter.
+A run that backs up lasts over several tasks, so the owner is a run, not a process. It is **dead** when its play (or its
+process, where it is a single task) ran on this machine and is gone, or, from elsewhere, when it gave no sign of life
+for its lease: its record was not touched and nothing in a ``.partial`` or ``.merging`` directory was written. Times are
+compared by the file system's own clock, so clocks of several machines do not matter.
 """
 
 from __future__ import annotations
@@ -67,14 +67,17 @@ class Holder:
         return f"run {self.run} from {self.host}, started {self.started}"
 
 
-def acquire(directory: str, run: str, lease: int = DEFAULT_LEASE, wait: float = 0) -> Holder | None:
+def acquire(
+    directory: str, run: str, lease: int = DEFAULT_LEASE, wait: float = 0, process: Process | None = None
+) -> Holder | None:
     """Take the lock of an object's directory; the dead owner whose lock was broken for it, if any.
 
     :param wait: seconds to wait for a living owner
+    :param process: with which the run dies; by default the play, as far as it can be seen from here
     :raises Locked: a living run has it
     """
     with files.reporting("take the lock of the restore points"):
-        prepared = _prepare(directory, run, lease)
+        prepared = _prepare(directory, run, lease, process or owners.running_play())
         try:
             return _contend(directory, prepared, run, time.monotonic() + wait)
         finally:
@@ -141,10 +144,9 @@ def release(directory: str, run: str) -> bool:
         return _break(directory, run)
 
 
-def _prepare(directory: str, run: str, lease: int) -> str:
-    play = owners.running_play()
+def _prepare(directory: str, run: str, lease: int, process: Process | None) -> str:
     now = manifest.format_time(datetime.now(timezone.utc))
-    record = Holder(run, socket.gethostname()[:255], now, lease, play)
+    record = Holder(run, socket.gethostname()[:255], now, lease, process)
     prepared = os.path.join(directory, _PREPARED + run)
     files.remove(prepared)
     os.mkdir(prepared, 0o700)

@@ -208,7 +208,8 @@ class Unprotected:
 class Point:
     """One restore point, of a VM or of a first class disk.
 
-    Times are ISO 8601 in UTC; ``snapshot_time`` is the moment it shows.
+    Times are ISO 8601 in UTC; ``snapshot_time`` is the moment it shows. ``vcenter`` is the instance UUID of the vCenter
+    that had it, as far as known.
     """
 
     id: str
@@ -224,6 +225,7 @@ class Point:
     unprotected: tuple[Unprotected, ...]
     warnings: tuple[str, ...]
     collection_version: str
+    vcenter: str | None = None
 
     @property
     def time(self) -> str:
@@ -374,6 +376,7 @@ def parse(data: bytes, expected: PointId) -> Point:
         unprotected=tuple(_unprotected(item) for item in fields.objects("unprotected", _MAX_NOTES)),
         warnings=fields.strings("warnings", _MAX_NOTES),
         collection_version=fields.text("collection_version", longest=64),
+        vcenter=fields.optional_text("vcenter", _UUID),
     )
     names = [disk.image for disk in point.disks] + [file.name for file in point.files]
     if len(set(names)) != len(names):

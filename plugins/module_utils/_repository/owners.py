@@ -42,6 +42,12 @@ def running_play() -> Process | None:
     return Process(*here, play, start) if here and play and start else None
 
 
+def this_process() -> Process | None:
+    """The process of this module: the owner of what does not outlast one task."""
+    here, start = _here(), _status(os.getpid())[1]
+    return Process(*here, os.getpid(), start) if here and start else None
+
+
 def is_alive(process: Process) -> bool | None:
     """Whether it still runs; None when that cannot be known from here."""
     if (process.boot, process.namespace) != _here():

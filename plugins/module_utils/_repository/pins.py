@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     layout,
     locks,
     manifest,
+    owners,
     points,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.documents import Fields
@@ -88,7 +89,7 @@ def change(
         locks.check_free(directory, "")
         return before, after
     run = uuid.uuid4().hex
-    locks.acquire(directory, run, lease, lock_timeout)
+    locks.acquire(directory, run, lease, lock_timeout, owners.this_process())
     try:
         before, after = _plan(target, point_id, pinned, reason, now)
         file = os.path.join(target, FILE)

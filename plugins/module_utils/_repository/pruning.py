@@ -28,6 +28,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     layout,
     locks,
     manifest,
+    owners,
     points,
     pruning_plan,
     records,
@@ -205,7 +206,7 @@ class _Object:
         if not plan.steps and not self._is_left():
             return 0
         run = uuid.uuid4().hex
-        locks.acquire(self._directory, run, how.lease, timeout if plan.steps else 0)
+        locks.acquire(self._directory, run, how.lease, timeout if plan.steps else 0, owners.this_process())
         try:
             report.swept = switching.recover(self._directory)
             # Only now nobody else changes them.

@@ -44,6 +44,7 @@ class Content:
     snapshot_time: str | None
     unprotected: Sequence[Mapping[str, Any]]
     warnings: Sequence[str]
+    vcenter: str | None = None
 
 
 def point(repository: Repository, point_id: PointId, run: str, content: Content, now: datetime) -> Point:
@@ -66,6 +67,7 @@ def point(repository: Repository, point_id: PointId, run: str, content: Content,
         unprotected=tuple(_unprotected(item) for item in content.unprotected),
         warnings=tuple(str(_short(warning)) for warning in content.warnings[:_MOST_WARNINGS]),
         collection_version=VERSION,
+        vcenter=content.vcenter,
     )
     try:
         return manifest.parse(manifest.render(found), point_id)

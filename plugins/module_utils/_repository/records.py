@@ -106,7 +106,7 @@ def store(
     """
     before = read(directory)
     after = Records(_merged_files(before.files, found), _merged_disks(before.disks, disks))
-    new = _timeless(before) != _timeless(after)
+    new = _outcome(before) != _outcome(after)
     if after == before or dry:
         return new, after
     path = os.path.join(directory, FILE)
@@ -251,10 +251,13 @@ def _merged_disks(before: Iterable[DiskRecord], found: Iterable[DiskRecord]) -> 
     return tuple(kept[image] for image in sorted(kept))
 
 
-def _timeless(records: Records) -> Records:
-    return Records(
-        tuple(replace(one, time="") for one in records.files), tuple(replace(one, time="") for one in records.disks)
-    )
+def _outcome(records: Records) -> tuple[Any, ...]:
+    """What the records come to: of each file its highest level and what is wrong, and the disks; without times."""
+    highest = {
+        (one.name, one.sha256): one.level for one in sorted(records.files, key=lambda one: LEVELS.index(one.level))
+    }
+    wrong = [(one.name, one.level, one.what) for one in records.files if not one.ok]
+    return highest, wrong, [replace(one, time="") for one in records.disks]
 
 
 def _sweep(directory: str, path: str) -> None:

@@ -14,6 +14,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository import
     files,
     layout,
     locks,
+    owners,
     pins,
     points,
     switching,
@@ -63,7 +64,7 @@ def remove(
         locks.check_free(directory, "")
         return True, _removable(repository, point_id, force)
     run = uuid.uuid4().hex
-    locks.acquire(directory, run, lease, lock_timeout)
+    locks.acquire(directory, run, lease, lock_timeout, owners.this_process())
     try:
         # What a merge has committed counts, and may be what no longer needs this point.
         switching.recover(directory)

@@ -211,7 +211,7 @@ def _make(
                 sources=[(path, link.disk.size, link.disk.sha256) for path, link in paths.items()],
                 parent=None if disk.parent is None else incremental.image_path(repository, disk.parent),
                 capacity=links[-1].disk.capacity,
-                name=links[-1].disk.label,
+                name=_title(links[-1]),
                 fresh=disk.fresh,
                 renew=renew,
             )
@@ -223,6 +223,13 @@ def _make(
         if found is not None:
             error.details["damaged"] = [{"id": found.point.id, "image": found.disk.image}]
         raise
+
+
+def _title(link: Link) -> str:
+    """A disk in a restore point, for people."""
+    owner = link.point.owner
+    names = (owner.name or owner.object_id, PointId.parse(link.point.id).time, link.disk.label)
+    return " ".join(dict.fromkeys(names))  # a first class disk is called like its only disk
 
 
 def _commit(directory: str, merging: str, run: str, point_id: PointId, point: Point) -> None:

@@ -15,12 +15,17 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, Damaged, MissingRequirement
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    CopyFailed,
+    Damaged,
+    RepositoryError,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import examining, images, points, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.examining import (
+    Check,
     Examiner,
     Finding,
-    OutOfTime,
     Part,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.images import CheckImage
@@ -81,7 +86,7 @@ class Verifier:
     """Examines the restore points of one repository, each image at most once.
 
     :param read_content: for the level ``restore``
-    :param check: called often; what it raises ends the examination without a result
+    :param check: called often with the bytes that were read; what it raises ends the examination without a result
     """
 
     def __init__(
@@ -90,11 +95,11 @@ class Verifier:
         level: str,
         check_image: CheckImage,
         read_content: ReadContent | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Check = examining.unhurried,
     ) -> None:
         self._repository = repository
         self._level = level
-        self._examiner = Examiner(repository, CONTENT if level == RESTORE else level, check_image, check)
+        self.examiner = Examiner(repository, CONTENT if level == RESTORE else level, check_image, check)
         self._read_content = read_content
         self._check = check
         self._read_back: dict[tuple[PointId, str], tuple[DiskRecord, int]] = {}
@@ -157,7 +162,7 @@ class Verifier:
         of_disks = [(links, [Part.of_link(link) for link in links]) for links in chains]
         others = [Part.of_file(point, file) for file in point.files]
         needed = dict.fromkeys([part for _links, parts in of_disks for part in parts] + others)
-        found = dict(zip(needed, self._examiner.examine_all(needed)))
+        found = dict(zip(needed, self.examiner.examine_all(needed)))
         problems = report.problems
         for part, finding in found.items():
             if finding.error is not None:
@@ -189,10 +194,8 @@ class Verifier:
         recorded = None if earlier is None else earlier.content_hash
         paths = [Part.of_link(link).path(self._repository) for link in points.chain(readable, point, disk)]
         try:
-            digest, count = self._read_content(paths[::-1], disk.capacity, self._check)
-        except (OutOfTime, MissingRequirement):
-            raise
-        except BackupError as error:
+            digest, count = self._read_content(paths[::-1], disk.capacity, lambda: self._check(0))
+        except (CopyFailed, RepositoryError) as error:
             what = f"The content of {disk.label} cannot be read through its chain: {error.message}"
             return DiskRecord(disk.image, recorded, examining.now(), False, what), 0
         if recorded not in (None, digest):

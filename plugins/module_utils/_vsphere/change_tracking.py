@@ -165,10 +165,10 @@ def carry_out(
     """
     patience = Patience(timeout)
     if steps.clear:
-        _clear(c, vm, patience)
+        clear(c, vm, patience)
     refused = _switch_on(c, vm, steps.before.switched_off, patience) if steps.switch_on else None
     if steps.stun and refused is None:
-        refused = _stun(c, vm, properties, patience)
+        refused = stun(c, vm, properties, patience)
     # Read anew: vSphere does not announce extraConfig after a snapshot changed it.
     after = c.retrieve([vm], {vim.VirtualMachine: [*inventory.IDENTITY, *PROPERTIES]})[vm]
     tracking = inspect(inventory.unescape(after["name"]), after)
@@ -185,7 +185,7 @@ def _switch_on(c: Connection, vm: Any, slots: tuple[str, ...], patience: Patienc
     return None
 
 
-def _stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patience) -> str | None:
+def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patience) -> str | None:
     """Make a snapshot and remove it again, whatever happens between; returns why vSphere refuses to make it."""
     expires = datetime.now(timezone.utc) + timedelta(seconds=patience.timeout)
     wish = Wish(
@@ -198,11 +198,11 @@ def _stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patie
     except VsphereFault as error:
         return f"the snapshot that starts change tracking cannot be made: {error.message}"
     finally:
-        _clear(c, vm, patience)
+        clear(c, vm, patience)
     return None
 
 
-def _clear(c: Connection, vm: Any, patience: Patience) -> None:
+def clear(c: Connection, vm: Any, patience: Patience) -> None:
     """Remove our stunning snapshots, also one that an interrupted call is still making.
 
     Whatever comes between, be it a fault or the wish to stop, the removal is tried again first.

@@ -186,6 +186,11 @@ class Connection:
     def is_vcenter(self) -> bool:
         return self.about.apiType == "VirtualCenter"
 
+    @property
+    def vcenter(self) -> str | None:
+        """The vCenter's own UUID; None of a host on its own."""
+        return self.about.instanceUuid or None if self.is_vcenter else None
+
     def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a pyVmomi method once; an expired session is renewed first.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     fcd_tracking,
     inventory,
     reverts,
+    tracking_reset,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Host, Query
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
@@ -33,6 +34,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_place
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
 
+Choose = Callable[[list[Disk]], list[Disk]]
 # Given who is to be warned of what is left: the way to each disk, as long as the block runs.
 Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
 
@@ -57,12 +59,18 @@ class Tracking(Protocol):
 
 @dataclass(frozen=True)
 class Tracked:
-    """Change tracking before and after it was seen to, and all disks."""
+    """Change tracking before and after it was seen to, and all disks.
+
+    :param reset: keys of the disks whose tracking began anew
+    :param refused: why it did not, where it should
+    """
 
     changed: bool
     before: Tracking
     after: Tracking
     disks: list[Disk]
+    reset: frozenset[int] = frozenset()
+    refused: str | None = None
 
 
 class Owner:
@@ -92,6 +100,13 @@ class Owner:
 
     def track(self, enable: bool, timeout: float, dry: bool) -> Tracked:
         """Report on change tracking, after seeing to it if asked; ``dry``: as it would be."""
+        raise NotImplementedError
+
+    def reset_tracking(self, choose: Choose, timeout: float, dry: bool) -> Tracked:
+        """Start the change tracking of some disks anew; ``dry``: as it would be, with unknown change IDs.
+
+        :param choose: those of all disks
+        """
         raise NotImplementedError
 
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
@@ -145,6 +160,16 @@ def open_owner(
     return FcdOwner(c, fcd, fcd_api) if fcd["id"] or fcd["name"] else VmOwner(c, vm)
 
 
+def _foretold(
+    before: Tracking, after: Tracking, disks: list[Disk], keys: frozenset[int], obstacle: str | None
+) -> Tracked:
+    """What starting the tracking of the disks with these keys anew comes to, unless there is an obstacle."""
+    if obstacle or not keys:
+        return Tracked(False, before, before, disks, refused=obstacle)
+    there = [replace(disk, change_id=None) if disk.key in keys else disk for disk in disks]
+    return Tracked(True, before, after, there, keys)
+
+
 class VmOwner(Owner):
     """The disks of a virtual machine."""
 
@@ -171,6 +196,18 @@ class VmOwner(Owner):
         elif changed:
             properties, after = change_tracking.carry_out(self.c, self._vm, properties, plan, timeout)
         return Tracked(changed, before, after, from_devices(properties["config.hardware.device"]))
+
+    def reset_tracking(self, choose: Choose, timeout: float, dry: bool) -> Tracked:
+        properties = self._find(*change_tracking.PROPERTIES)
+        before = change_tracking.inspect(self.name, properties)
+        disks = from_devices(properties["config.hardware.device"])
+        chosen = choose(disks)
+        keys = frozenset(disk.key for disk in chosen)
+        if dry or not chosen or before.obstacle:
+            return _foretold(before, tracking_reset.expected(before), disks, keys, before.obstacle)
+        done = tracking_reset.of_vm(self.c, self._vm, self.name, properties, chosen, timeout)
+        disks = from_devices(done.properties["config.hardware.device"])
+        return Tracked(True, before, done.after, disks, frozenset() if done.refused else keys, done.refused)
 
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
         host = self._find("runtime.host").get("runtime.host")
@@ -262,6 +299,19 @@ class FcdOwner(Owner):
         if changed:
             after = fcd_tracking.STARTED if dry else fcd_tracking.start(self._store, self._fcd)
         return Tracked(changed and after.active, before, after, [self._disk()])
+
+    def reset_tracking(self, choose: Choose, timeout: float, dry: bool) -> Tracked:
+        self._find()
+        before = fcd_tracking.inspect(self.c, self._store, self._fcd)
+        disks = [self._disk()]
+        keys = frozenset(disk.key for disk in choose(disks))
+        obstacle = fcd_tracking.obstacle(self.c, self._store, self._fcd)
+        if dry or not keys or obstacle:
+            return _foretold(before, before if obstacle else fcd_tracking.STARTED, disks, keys, obstacle)
+        refused = fcd_tracking.restart(self.c, self._store, self._fcd, timeout)
+        self._fcd = self._store.refreshed(self._fcd)
+        after = fcd_tracking.inspect(self.c, self._store, self._fcd)
+        return Tracked(True, before, after, disks, frozenset() if refused else keys, refused)
 
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
         self._find()

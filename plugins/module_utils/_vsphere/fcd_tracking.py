@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import VsphereFault
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    change_tracking,
+    fcd,
+    fcd_attachments,
+    inventory,
+    tracking_reset,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd import Fcd
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_holders import holder
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_store import Store
@@ -54,7 +60,7 @@ STARTED = Tracking(enabled=True)
 
 def inspect(c: Connection, store: Store, disk: Fcd) -> Tracking:
     """How it stands with tracking; a disk whose changes are tracked costs no request."""
-    return STARTED if disk.tracked else Tracking(enabled=False, obstacle=_obstacle(c, store, disk))
+    return STARTED if disk.tracked else Tracking(enabled=False, obstacle=obstacle(c, store, disk))
 
 
 def start(store: Store, disk: Fcd) -> Tracking:
@@ -66,7 +72,34 @@ def start(store: Store, disk: Fcd) -> Tracking:
     return STARTED
 
 
-def _obstacle(c: Connection, store: Store, disk: Fcd) -> str | None:
+def restart(c: Connection, store: Store, disk: Fcd, timeout: float) -> str | None:
+    """Have tracking end and begin anew, where no :func:`obstacle` is; returns why that failed.
+
+    A disk that is attached takes notice when its VM is stunned, and the VM's own setting tracks it, too.
+
+    :param timeout: seconds, for each task
+    """
+
+    def off() -> None:
+        store.set_flags(disk, {fcd.TRACKING: False})
+
+    def on() -> None:
+        store.set_flags(disk, {fcd.TRACKING: True})
+
+    if not disk.consumers:
+        return tracking_reset.attempt(off) or tracking_reset.attempt(on)
+    found = fcd_attachments.consumers(c, [disk], [*change_tracking.PROPERTIES])
+    if disk.id not in found:
+        return f"it is attached to {disk.consumers[0]}, which cannot be seen"
+    vm, properties = found[disk.id]
+    name = inventory.unescape(properties["name"])
+    own = [each for each in from_devices(properties["config.hardware.device"]) if each.fcd_id == disk.id]
+    tracked = bool(properties.get("config.changeTrackingEnabled"))
+    return tracking_reset.of_vm(c, vm, name, properties, own, timeout, off, on, own_settings=tracked).refused
+
+
+def obstacle(c: Connection, store: Store, disk: Fcd) -> str | None:
+    """Why tracking cannot begin, if so."""
     there = [snapshot.description or snapshot.id for snapshot in store.snapshots(disk)]
     if there:
         return f"change tracking can only be started without snapshots, and there are: {', '.join(there)}"

@@ -59,7 +59,7 @@ class ViJson:
     def __exit__(self, *exc_info: Any) -> None:
         # Nothing that goes wrong here may hide how the work ended.
         try:
-            self._send("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
+            self._send_again("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
         except (ConnectionFailed, CertificateRejected):
             pass
         finally:

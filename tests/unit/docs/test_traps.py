@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from ansible_collections.holdfast.backup.tests.unit.documents import ROOT
@@ -48,8 +47,3 @@ def test_a_row_names_tests_that_exist_or_says_why_there_are_none(row: list[str])
     assert named or row[3].startswith("No test: ")
     missing = [f"{file}::{name}" for file, name in named if sum(name in each for each in TESTS.get(file, ())) != 1]
     assert missing == []
-
-
-def test_links_of_the_page_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGE.read_text(encoding="utf-8"))
-    assert [link for link in links if not Path(PAGE.parent, link).exists()] == []

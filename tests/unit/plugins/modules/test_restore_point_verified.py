@@ -334,22 +334,56 @@ def test_what_is_no_plain_file_is_damage(
         assert stored(backup)[0]["ok"] is False
 
 
+class Failing:
+    """A file that the system opens, and fails to read at some place."""
+
+    def __init__(self, file: Any, number: int, at: int) -> None:
+        self.file, self.number, self.at = file, number, at
+
+    def __enter__(self) -> Failing:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        """The header can be read."""
+        return self.file.read(size)
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self.file.tell() >= self.at:
+            raise OSError(self.number, os.strerror(self.number))
+        return self.file.readinto(buffer[: 1 << 16])
+
+
 @pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.EACCES, False), (errno.ESTALE, False)])
+@pytest.mark.parametrize("at", [None, 0, 200_000])
 def test_what_the_storage_cannot_read_is_damage_what_we_may_not_read_is_not(
-    backup: Backup, chain: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, number: int, is_damage: bool
+    backup: Backup,
+    chain: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    is_damage: bool,
+    at: int | None,
 ) -> None:
-    path, digest = str(image(backup, chain[1])), files.digest
+    path, opened, wrapped = str(image(backup, chain[1])), os.open, os.fdopen
 
-    def failing(file: str, check: Callable[[], None]) -> tuple[int, str]:
-        if file == path:
+    def opening(file: Any, *args: Any, **options: Any) -> int:
+        if at is None and file == path:
             raise OSError(number, os.strerror(number), file)
-        return digest(file, check)
+        return opened(file, *args, **options)
 
-    monkeypatch.setattr(files, "digest", failing)
+    def wrapping(descriptor: int, *args: Any, **options: Any) -> Any:
+        file = wrapped(descriptor, *args, **options)
+        failing = at is not None and os.readlink(f"/proc/self/fd/{descriptor}") == path
+        return Failing(file, number, at or 0) if failing else file
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fdopen", wrapping)
     result = verify(backup, chain[2], fail=True)
     assert os.strerror(number) in result["msg"]
     assert (result["error_type"] == "Damaged") == is_damage
-    assert [one["file"] for one in result["damage"]] == ["disk-2000.qcow2"]
+    assert [one["file"] for one in result["damage"]] == ["disk-2000.qcow2"] * is_damage
     assert (stored(backup)[2] is not None) == is_damage
     monkeypatch.undo()
     assert verify(backup, chain[2])["restore_point"]["verification"]["ok"]
@@ -525,6 +559,20 @@ def test_a_share_that_goes_away_is_said_and_no_damage(
     assert result["error_type"] == "RepositoryError"
     assert "went away" in result["msg"]
     assert list(backup.path.iterdir()) == []
+
+
+def test_the_progress_is_told_and_a_watcher_that_is_gone_ends_it(
+    backup: Backup, chain: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    assert "is gone" in verify(backup, chain[2], progress_dir=str(watched), fail=True)["msg"]
+    assert stored(backup) == [None] * 4
+    (watched / "watched").touch()
+    size = verify(backup, chain[2], progress_dir=str(watched))["restore_point"]["verified"]["bytes"]
+    last = json.loads((watched / "progress").read_text().splitlines()[-1])
+    del last["time"]
+    assert last == {"disk": chain[2]["id"], "stage": "content", "done": size, "total": size, "passed": size}
 
 
 # --- what it needs ---------------------------------------------------------------------------------------------------

@@ -103,10 +103,21 @@ def test_proxmox_skips_what_shares_its_period_with_one_that_is_kept() -> None:
     assert kept(given_points, rules) == {"2026-06-03T20:00", "2026-06-02T20:00", "2026-05-02T08:00"}
 
 
+def test_proxmox_takes_for_no_later_rule_what_an_earlier_one_passed_over() -> None:
+    # The 27th of February is in the week of the 1st of March, so it does not stand for its month.
+    given_points = points("2026-03-04T12:00", "2026-03-01T12:00", "2026-02-27T12:00", "2026-02-20T12:00")
+    rules = Rules({"daily": 1, "weekly": 1, "monthly": 1}, semantics=PROXMOX)
+    assert kept(given_points, rules) == {"2026-03-04T12:00", "2026-03-01T12:00", "2026-02-20T12:00"}
+
+
 def test_proxmox_does_not_count_pinned_points() -> None:
     given_points = [Candidate(one.id, one.moment, one.id == "2026-12-30") for one in daily(5)]
     assert kept(given_points, Rules({"last": 2}, semantics=PROXMOX)) == {"2026-12-31", "2026-12-30", "2026-12-29"}
     assert kept(given_points, Rules({"last": 2})) == {"2026-12-31", "2026-12-30"}
+    # Nor does it stand for its day: the other one of the day does.
+    morning = Candidate("morning", datetime(2026, 12, 30, 8, tzinfo=timezone.utc))
+    found = kept([*given_points, morning], Rules({"daily": 2}, semantics=PROXMOX))
+    assert found == {"2026-12-31", "2026-12-30", "morning"}
 
 
 def test_zone_decides_periods() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.action import vddk_copy as subject
+from ansible_collections.holdfast.backup.plugins.plugin_utils import _watching as subject
 from hypothesis import given
 from hypothesis import strategies as st
 
