@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import parse_time
 from ansible_collections.holdfast.backup.tests.integration import processes
 from ansible_collections.holdfast.backup.tests.integration.processes import Child
-from ansible_collections.holdfast.backup.tests.integration.repository_model import Machine
+from ansible_collections.holdfast.backup.tests.integration.repository_machine import Machine
 
 if TYPE_CHECKING:
     from ansible_collections.holdfast.backup.tests.integration.repository_life import Sequence

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.holdfast.backup.tests.integration import repository_life
 
 
+@pytest.mark.timeout(60 + 10 * repository_life.STEPS)
 @pytest.mark.parametrize("seed", repository_life.seeds(2))
 def test_whatever_happens_restore_points_are_what_was(seed: int, tmp_path: Path) -> None:
     repository_life.live(seed, tmp_path)

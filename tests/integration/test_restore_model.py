@@ -25,7 +25,7 @@ from ansible_collections.holdfast.backup.tests.integration.restore_model import 
 from ansible_collections.holdfast.backup.tests.modules import ModuleFailed
 
 FIRST = int(os.environ.get("HOLDFAST_SEED", "1"))
-SEQUENCES = int(os.environ.get("HOLDFAST_SEQUENCES", "6"))
+SEQUENCES = int(os.environ.get("HOLDFAST_SEQUENCES", "8"))
 STEPS = int(os.environ.get("HOLDFAST_STEPS", "30"))
 
 TASKS = ("createSnapshot*", "removeSnapshot*", "reconfigVm")
@@ -60,6 +60,8 @@ class Sequence:
             self.backup_on_a_bad_day: 8,
             self.backup_twice_at_once: 3,
             self.delete: 5,
+            self.retain: 5,
+            self.verify: 3,
             self.move: 1,
         }
 
@@ -165,6 +167,25 @@ class Sequence:
             del self.repository.moments[doomed["id"]]
         self.repository.prove(self.repository.points())
         return f"{doomed['id']}{' is needed' if needed else ''}"
+
+    def retain(self) -> str:
+        """Old restore points go, and what others need of them is merged."""
+        rules = {"keep_last": self.dice.randint(1, 6), "max_chain": self.dice.choice((0, 2, 5, 20))}
+        done = modules.run("repository_retention", {"repository": str(self.repository.path), **rules})
+        gone = [point for one in done["objects"] for point in one["removed"]]
+        for point in gone:
+            del self.repository.moments[point]
+        assert len(self.repository.moments) <= rules["keep_last"]
+        self.repository.assert_tidy()
+        self.repository.prove(self.repository.points())
+        return f"{rules}: {len(gone)} gone"
+
+    def verify(self) -> str:
+        """Everything is found to be what it was."""
+        level = self.dice.choice(("structure", "content", "restore"))
+        done = modules.run("repository_verification", {"repository": str(self.repository.path), "level": level})
+        assert not any(done["remaining"].values())
+        return f"{level}: {done['examined']}"
 
     def move(self) -> str:
         """The repository is moved to another directory."""
