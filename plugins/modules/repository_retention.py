@@ -211,7 +211,9 @@ options:
     type: bytes
     default: "0"
   compression:
-    description: The compression of what is written. By default that of the images that are merged.
+    description:
+      - The compression of what is written. By default that of the images that are merged.
+      - With V(none) more may be written than was planned, if they are compressed.
     type: str
     choices: [zstd, zlib, none]
   remove_damaged:

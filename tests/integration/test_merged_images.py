@@ -214,6 +214,19 @@ def test_what_is_written_anew_is_compressed_as_asked_for(chain: Chain, compressi
     assert_merged(chain, 0, 2, made)
 
 
+@pytest.mark.parametrize("first", ["zstd", "none"])
+def test_what_is_merged_of_compressed_and_plain_images_is_compressed(chain: Chain, first: str) -> None:
+    """Written plainly it could take more space than all old images, which a plan counts with."""
+    chain.compression = first
+    chain.back_up([chain.write(0, b"text " * (8 * MIB // 5))])
+    chain.compression = "none" if first == "zstd" else "zstd"
+    chain.back_up([chain.write(8 * MIB, b"text " * (MIB // 5))])
+    made = chain.merge(0, 1, fresh=True)
+    assert merging._compression(str(chain.target(1))) == "zstd"
+    assert made.size <= sum(chain.image(number).stat().st_size for number in (0, 1))
+    assert_merged(chain, 0, 1, made)
+
+
 @pytest.mark.parametrize("oldest", [0, 1])
 def test_zeros_hide_what_older_images_hold(chain: Chain, oldest: int) -> None:
     """A guest trims: that it is zero now must survive every way of merging."""

@@ -137,10 +137,14 @@ class _Work:
             raise Damaged(f"The content of {path} is not what was written.", _AGAIN, path=path)
 
     def compression(self) -> str:
-        """What to compress with: as asked for, or as the newest image that holds something was."""
+        """What to compress with: as asked for, or as the newest image that is compressed was.
+
+        If any is, the new one is: else it could be larger than all old ones together, which nobody has room for.
+        """
         if self._compression is None:
-            known = (_compression(path) for path in reversed(self.paths))
-            self._compression = self.settings.compression or next((one for one in known if one), "zstd")
+            known = [one for one in map(_compression, reversed(self.paths)) if one]
+            compressed = [one for one in known if one != "none"]
+            self._compression = self.settings.compression or (compressed or known or ["zstd"])[0]
         return self._compression
 
     def apply(self, run: Sequence[str], changed: list[areas.Area], zeroed: bool) -> None:
