@@ -233,10 +233,12 @@ class Repository:
         scratch.mkdir(exist_ok=True)
         self.moments: dict[str, Moment] = {}  # by the ID of the restore point
 
-    def chain(self, **options: dict[str, Any]) -> Chain:
-        """By each of the two ways to the disks in turn."""
+    def chain(self, native: bool | None = None, **options: dict[str, Any]) -> Chain:
+        """By the one way to the disks or the other; by each in turn if that is not said."""
         lab = self.machine.lab
-        library = None if len(self.moments) % 2 else lab.vddk_libdir
+        if native is None:
+            native = bool(len(self.moments) % 2)
+        library = None if native else lab.vddk_libdir
         return Chain(lab.module_args(), self.machine.moid, str(self.path), library, options)
 
     def points(self, verify: str = "structure") -> list[dict[str, Any]]:
