@@ -36,6 +36,10 @@ class DiskAccess(jobs.DiskAccess, Protocol):
     def allocation(self) -> str:
         """Where it is known from which areas are in use: ``change_tracking``, ``library`` or ``none``."""
 
+    @property
+    def hints(self) -> jobs.Hints | None:
+        """What must be looked at with distrust, if the areas in use are known from somebody's word."""
+
 
 class Way(Protocol):
     """How to reach all disks of an owner."""

@@ -135,6 +135,8 @@ options:
       - If one of them is not what the images below have, the disk is copied in full by the same task, with a warning,
         with RV(disks[].reason), and without a change ID, so that the next copy is a full one, too.
       - Reset its change tracking then, with O(holdfast.backup.disk_changed_areas#module:tracking=reset).
+      - As many percent of what change tracking says was never written are compared with zeros before a full copy by the
+        native access. If one of them holds data, all of the disk is read, with a warning.
     type: float
     default: 0.1
   audit_max:
@@ -295,7 +297,8 @@ disks:
     allocation:
       description:
         - How a full copy knew which areas of the disk are in use. V(library) is VDDK, V(change_tracking) the query for
-          changed areas. V(none) means that all of the disk was read. V(null) for all other copies.
+          changed areas, after a look at some of what it leaves out. V(none) means that all of the disk was read.
+          V(null) for all other copies.
       type: str
     transport:
       description: The transport that was used; V(null) if nothing had to be read.
@@ -547,6 +550,7 @@ def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any]
             "allocation": None,
         },
         allocation=lambda: source.allocation,
+        hints=source.hints,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import nfc_tickets
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas, nfc_tickets
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
@@ -73,9 +74,11 @@ def test_without_a_library_the_native_way_is_taken(machine, monkeypatch):
     assert machine.is_copied(result)
     assert disk["bytes_read"] < 20 * MIB
     assert machine.lab.sessions() == []
-    (session,) = machine.lab.nfc()["closed"]
-    assert (session["orderly"], session["transport"], session["write"]) == (True, "nbdssl", False)
-    assert "password" not in str(session)
+    audit, copy = machine.lab.nfc()["closed"]
+    for session in (audit, copy):
+        assert (session["orderly"], session["transport"], session["write"]) == (True, "nbdssl", False)
+        assert "password" not in str(session)
+    assert audit["bytes_read"] <= MIB
 
 
 @pytest.mark.parametrize("transports", [["hotadd"], ["nbdssl", "san"], []])
@@ -98,6 +101,54 @@ def test_nothing_is_known_of_areas_in_use(lab, run_module, tmp_path):
     )["disks"][0]
     assert (copied["allocation"], copied["bytes_read"]) == ("none", 24 * MIB + 512)
     assert copied["bytes_stored"] < MIB
+
+
+@pytest.fixture
+def forgetful(machine, monkeypatch):
+    """The query for the areas in use leaves out the first 16 MiB, which are."""
+    real = changed_areas.in_use
+    monkeypatch.setattr(changed_areas, "in_use", lambda *asked: [area for area in real(*asked) if area[0] >= 16 * MIB])
+    return machine
+
+
+def test_areas_in_use_that_are_left_out(forgetful):
+    """What is said to be unused is looked at before it is taken for zeros."""
+    result = forgetful.copy()
+    disk = result["disks"][0]
+    assert (disk["kind"], disk["allocation"], disk["bytes_read"]) == ("full", "none", 24 * MIB + 512)
+    assert re.search(r"at least \d+ of 16 samples outside .* hold data, the first at byte \d+", disk["warnings"][0])
+    assert (disk["audit"], bool(disk["change_id"])) == (None, True)
+    assert forgetful.is_copied(result)
+    assert forgetful.copy()["disks"] == [{**disk, "changed": False}]
+
+
+def test_without_that_look_the_image_is_wrong(forgetful):
+    """As the user chose."""
+    result = forgetful.copy(audit=0)
+    assert result["disks"][0]["allocation"] == "change_tracking"
+    assert not forgetful.is_copied(result)
+
+
+def test_interrupted_after_that_look(forgetful):
+    """All of the disk is read in the end, too."""
+    forgetful.lab.nfc(
+        faults=[{"op": "read", "action": "error", "code": 7, "start": 24 * MIB, "length": 512, "count": 99}]
+    )
+    forgetful.copy(fail=True, audit_max=MIB, request_depth=1)
+    forgetful.lab.nfc(faults=[])
+    again = forgetful.copy(audit_max=MIB)
+    assert (again["disks"][0]["resumed"], again["disks"][0]["allocation"]) == (True, "none")
+    assert forgetful.is_copied(again)
+
+
+def test_a_disk_above_another_snapshot_is_read_in_full(machine, run_module):
+    """Tracking may have begun below it, and then knows nothing of what was written before."""
+    machine.snapshot = run_module("vm_snapshot", machine.args(snapshot_name="second"))["snapshot"]["moid"]
+    result = machine.copy()
+    disk = result["disks"][0]
+    assert (disk["allocation"], disk["bytes_read"]) == ("none", 24 * MIB + 512)
+    assert "earlier snapshot" in disk["warnings"][0]
+    assert machine.is_copied(result)
 
 
 def test_paths_with_spaces_and_letters_of_all_kinds(lab, run_module, tmp_path):

@@ -140,6 +140,24 @@ class NfcDisk:
         return next((event["transport"] for event in reversed(self._events()) if event["event"] == "opened"), None)
 
     @property
+    def hints(self) -> NfcDisk | None:
+        """What may be known of the areas in use."""
+        return self if self.in_use is not None else None
+
+    def known(self) -> list[areas.Area] | None:
+        """The areas in use, None if they are not known."""
+        path = self._write_areas()
+        if path is None:
+            return None
+        with open(path, encoding="ascii") as stream:
+            return [(int(start), int(length)) for start, length in map(str.split, stream)]
+
+    def distrust(self, reason: str) -> None:
+        """Read all of the disk from now on."""
+        self._notes.append(f"All of the disk was read: {reason}.")
+        os.unlink(self._areas_file)
+
+    @property
     def allocation(self) -> str:
         """Where it is known from which areas are in use."""
         return "change_tracking" if os.path.exists(self._areas_file) else "none"

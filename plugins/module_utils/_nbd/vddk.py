@@ -108,6 +108,10 @@ class VddkDisk:
         return next((event["transport"] for event in reversed(self._events()) if event["event"] == "opened"), None)
 
     @property
+    def hints(self) -> None:
+        """The library looks at the disk itself."""
+
+    @property
     def allocation(self) -> str:
         """Where it is known from which areas are in use: the library tells, unless it was seen to fail."""
         asked_in_vain = any(event["event"] == "warning" and event["stage"] == "extents" for event in self._events())

@@ -333,6 +333,9 @@ def in_use(
     """
     if not disk.change_id:
         raise NeedsFull("change tracking was not active when the snapshot was taken")
+    if disk.layered:
+        # Tracking that began below a snapshot leaves out what was written before (VMware KB 320557).
+        raise NeedsFull("it stands on an earlier snapshot, below which change tracking may have begun")
     source = bad_build(host) if host else None
     if host and source:
         raise NeedsFull(f"ESXi {host.version} build {host.build} loses changes ({source})")
