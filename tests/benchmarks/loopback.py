@@ -1,9 +1,10 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The limit of the loopback: bytes from one Python process to another, through TCP or TLS.
+"""The limit of the loopback: bytes from one Python process to another, or to a program in C, through TCP or TLS.
 
-``loopback.py plain|tls <bytes> <directory>`` prints bytes per second; the directory gets a certificate.
+``loopback.py plain|tls <bytes> <directory> [program]`` prints bytes per second; the directory gets a certificate. The
+program is ``socat`` for TCP, ``openssl`` for TLS.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ def _send(listener: socket.socket, total: int, certificate: Path | None) -> None
     piece = bytes(PIECE)
     for _piece in range(total // PIECE):
         connection.sendall(piece)
+    connection.close()
+
+
+def _receiver(program: str, port: int) -> list[str]:
+    """The command that takes all bytes and does nothing with them."""
+    if program == "socat":
+        return ["socat", "-u", "-b", str(PIECE), f"TCP4:127.0.0.1:{port}", "OPEN:/dev/null,wronly"]
+    return ["openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{port}"]
 
 
 def main() -> None:
@@ -42,6 +51,15 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sender = multiprocessing.get_context("fork").Process(target=_send, args=(listener, total, certificate))
         sender.start()
+        if sys.argv[4:]:
+            began = time.monotonic()
+            command = _receiver(sys.argv[4], listener.getsockname()[1])
+            # Its status tells only that the sender hung up; the sender's tells whether it got rid of all.
+            nothing = subprocess.DEVNULL
+            subprocess.run(command, stdin=nothing, stdout=nothing, stderr=nothing, check=False)
+            print(round(total / (time.monotonic() - began)))
+            sender.join()
+            sys.exit(sender.exitcode)
         connection = socket.create_connection(listener.getsockname())
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
