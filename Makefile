@@ -16,7 +16,7 @@ help: ## show this list
 setup: ## install and build what the other targets need (they call it themselves)
 setup: .build/lab vddk
 
-demo: setup ## back up, change, destroy and restore a virtual machine, with proof
+demo: setup ## back up, change, destroy and restore a virtual machine, with proof (ACCESS=vddk: by the stand-in)
 	@.build/venv/bin/python tests/lab/demo/demo.py
 
 test: setup ## run every test

@@ -37,12 +37,17 @@ def _lab_of_file() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def lab(_lab_of_file: Lab) -> Lab:
-    """The lab of this file of tests: no faults, counters at zero. VMs and sessions of its other tests remain."""
+def lab(_lab_of_file: Lab) -> Iterator[Lab]:
+    """The lab of this file of tests: no faults, counters at zero. VMs and sessions of its other tests remain.
+
+    No test may break the rules of NFC.
+    """
     _lab_of_file.clear_faults()
     _lab_of_file.vddk(reset=True)
+    _lab_of_file.nfc(reset=True)
     _lab_of_file.requests(reset=True)
-    return _lab_of_file
+    yield _lab_of_file
+    assert _lab_of_file.nfc()["violations"] == []
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ description:
     stops when the playbook is gone.
   - Before an incremental copy it compares some areas that are said to be unchanged with the earlier images, so that a
     change tracking that loses changes is found out.
-  - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection.
+  - Disks are reached through VMware's Virtual Disk Development Kit (VDDK), which is not part of this collection, or
+    without it through the NFC service of the ESXi hosts. See O(access).
 options:
   direction:
     description:
@@ -65,10 +66,21 @@ options:
     description: Directory of the images that are not named in O(disks). It must exist.
     type: path
   access:
-    description: How to reach the disks. V(auto) and V(vddk) both use VDDK.
+    description:
+      - V(vddk) reaches the disks through VMware's library. V(native) needs no library, and talks to the NFC service of
+        the ESXi hosts itself. V(auto) takes VDDK where O(vddk_libdir) is set, and the native access else.
+      - The results are the same. M(holdfast.backup.native_access_info) tries whether the native access works.
     type: str
-    choices: [auto, vddk]
+    choices: [auto, vddk, native]
     default: auto
+  native_helper_vm:
+    description:
+      - Name or managed object ID of a virtual machine that is powered off and has a free place for a disk.
+      - The native access reaches disks only through virtual machines. A first class disk that is attached nowhere is
+        attached to this one meanwhile. If it is only read, a disk is made from its snapshot for that, which needs as
+        much room on the datastore as the disk, and is deleted again.
+      - Not needed for virtual machines and attached first class disks.
+    type: str
   vddk_libdir:
     description:
       - The directory on the proxy that VDDK was unpacked to, the parent of C(lib64).
@@ -77,6 +89,8 @@ options:
   transports:
     description:
       - The transports that VDDK may use, the best first. RV(disks[].transport) is the one that it used.
+      - The native access knows V(nbdssl) and V(nbd), and uses the first one of the list only. So what should be
+        encrypted is never sent in plain text because a host cannot encrypt.
       - V(san) only reads. To write through it, VMware asks for a snapshot on the disk, for change tracking to be off
         and for a size in whole blocks of the datastore.
     type: list
@@ -121,6 +135,8 @@ options:
       - If one of them is not what the images below have, the disk is copied in full by the same task, with a warning,
         with RV(disks[].reason), and without a change ID, so that the next copy is a full one, too.
       - Reset its change tracking then, with O(holdfast.backup.disk_changed_areas#module:tracking=reset).
+      - As many percent of what change tracking says was never written are compared with zeros before a full copy by the
+        native access. If one of them holds data, all of the disk is read, with a warning.
     type: float
     default: 0.1
   audit_max:
@@ -147,14 +163,16 @@ requirements:
   - nbdkit with its Python plugin and basic filters
   - nbdcopy and nbdinfo (libnbd)
   - qemu-img and qemu-nbd, 5.1 or later
-  - VMware Virtual Disk Development Kit 6.5 or later, for first class disks 6.7 or later
+  - for O(access=vddk), VMware Virtual Disk Development Kit 6.5 or later, for first class disks 6.7 or later
 seealso:
   - module: holdfast.backup.disk_changed_areas
   - module: holdfast.backup.restore_point
+  - module: holdfast.backup.native_access_info
 notes:
   - Privileges needed are C(VirtualMachine.Provisioning.GetVmFiles), C(VirtualMachine.Provisioning.DiskRandomRead) and,
     for a restore, C(VirtualMachine.Provisioning.DiskRandomAccess), and those of the datastores.
-    For first class disks C(Datastore.FileManagement) is needed besides.
+    For first class disks C(Datastore.FileManagement) is needed besides, and with O(native_helper_vm)
+    C(VirtualMachine.Config.AddExistingDisk) and C(VirtualMachine.Config.RemoveDisk) on that virtual machine.
   - The proxy needs TCP port 443 of vCenter and port 902 of every ESXi host.
   - After a restore onto disks of a virtual machine that stays, reset its change tracking, with
     O(holdfast.backup.disk_changed_areas#module:tracking=reset), and begin a new chain. Of a first class
@@ -273,6 +291,15 @@ disks:
     change_id:
       description: The change ID that the next incremental copy starts from; V(null) if the audit found it wrong.
       type: str
+    access:
+      description: Whether the disk was reached by V(vddk) or by V(native) access.
+      type: str
+    allocation:
+      description:
+        - How a full copy knew which areas of the disk are in use. V(library) is VDDK, V(change_tracking) the query for
+          changed areas, after a look at some of what it leaves out. V(none) means that all of the disk was read.
+          V(null) for all other copies.
+      type: str
     transport:
       description: The transport that was used; V(null) if nothing had to be read.
       type: str
@@ -342,6 +369,8 @@ disks:
       capacity: 17179869184
       change_id: 52 d1 5e 7a 31 0f 9c 4e-8b 21 07 6d 3a 55 c0 f4/7
       fcd_id: null
+      access: vddk
+      allocation: library
       transport: nbdssl
       bytes_read: 4294967296
       bytes_stored: 1932735283
@@ -388,14 +417,15 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils import _disk_access, _options
+from ansible_collections.holdfast.backup.plugins.module_utils._disk_access import Way
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements, vddk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import jobs, plans, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.comparison import compare
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
@@ -423,66 +453,38 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         raise InvalidInput(f"The option audit is {params['audit']:g}.", "Give percent, from 0 to 100.")
     if params["audit_max"] < 0:
         raise InvalidInput(f"The option audit_max is {params['audit_max']}.", "Give bytes, 0 or more.")
+    access = _disk_access.choose(params["access"], params["vddk_libdir"], params["transports"])
     watch = Watch(params["progress_dir"], params["timeout"])
     requirements.check_programs()
-    requirements.check_library(params["vddk_libdir"])
-    # Logged out again before the copy: no session of ours can expire in its middle.
-    with Connection(_options.endpoint(params)) as c:
-        owner = open_owner(c, _options.vm_selection(params), _options.fcd_selection(params, "fcd_"), params["fcd_api"])
-        reading = params["direction"] != "restore"
-        disks = owner.in_snapshot(params["snapshot"])[0] if reading else owner.to_write()
-        access = _access(c, params, owner)
-        # A host on its own knows no Storage vMotion, and VDDK reports that as an error.
-        movable = c.is_vcenter
+    if access == "vddk":
+        requirements.check_library(params["vddk_libdir"])
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
-        return _copy(module, watch, owner, disks, access, movable, directory)
+        with ExitStack() as session:
+            c = session.enter_context(Connection(_options.endpoint(params)))
+            vm, fcd = _options.vm_selection(params), _options.fcd_selection(params, "fcd_")
+            owner = open_owner(c, vm, fcd, params["fcd_api"])
+            snapshot = params["snapshot"] if params["direction"] != "restore" else None
+            disks, host = owner.in_snapshot(snapshot) if snapshot else (owner.to_write(), None)
+            way = _disk_access.open_way(access, c, owner, snapshot, host, params, directory)
+            if access == "vddk":
+                # Logged out before the copy: the library has logins of its own, and none of ours can expire meanwhile.
+                session.close()
+            return _copy(module, watch, owner, disks, way, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _access(c: Connection, params: dict[str, Any], owner: Owner) -> dict[str, Any]:
-    """The parameters of the nbdkit plugin that all disks share."""
-    reading = params["direction"] != "restore"
-    return {
-        **owner.storage_name(params["snapshot"] if reading else None),
-        "library_dir": params["vddk_libdir"],
-        "server": c.endpoint.hostname,
-        "port": c.endpoint.port,
-        "username": c.endpoint.username,
-        "password": c.endpoint.password,
-        # Of the certificate that was just checked; of another one VDDK would only say "unknown error".
-        "thumbprint": c.thumbprint(),
-        "read_only": reading,
-        "transports": ":".join(params["transports"]),
-    }
-
-
 def _copy(
-    module: AnsibleModule,
-    watch: Watch,
-    owner: Owner,
-    disks: list[Disk],
-    access: dict[str, Any],
-    movable: bool,
-    directory: str,
+    module: AnsibleModule, watch: Watch, owner: Owner, disks: list[Disk], way: Way, directory: str
 ) -> dict[str, Any]:
     """Plan all copies, then run them."""
     params = module.params
-    settings = jobs.Settings(
-        directory,
-        **{name: params[name] for name in _SETTINGS},
-    )
-    plugin = vddk.ship(os.path.join(directory, "plugin"), access["library_dir"])
+    settings = jobs.Settings(directory, **{name: params[name] for name in _SETTINGS})
     tasks = []
     for item in params["disks"]:
         disk = pick(disks, item.get("disk") or item.get("backing_uuid") or item.get("key"))
-        source = vddk.VddkDisk(
-            plugin,
-            {**access, "path": disk.path, "capacity": disk.capacity},
-            os.path.join(directory, f"{disk.key}.status"),
-        )
-        tasks.append(_task(params, owner, disk, item, source))
+        tasks.append(_task(params, owner, disk, item, way))
     plans.check_images(tasks, params["direction"])
     plan = results = [plans.foretell(task, params["direction"]) for task in tasks]
     started = time.monotonic()
@@ -492,8 +494,8 @@ def _copy(
         return {**plans.NOTHING, **work(*what)}
 
     if not module.check_mode:
-        guarded = movable and any(result["changed"] or result["bytes_read"] for result in plan)
-        with _unmoved(module, plugin, access, owner) if guarded else nullcontext():
+        busy = any(result["changed"] or result["bytes_read"] for result in plan)
+        with way.guarded(module.warn) if busy else nullcontext():
             results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
     written = params["direction"] == "restore" and not module.check_mode
     for task, result in zip(tasks, results):
@@ -514,19 +516,14 @@ def _copy(
     }
 
 
-def _unmoved(
-    module: AnsibleModule, plugin: vddk.Plugin, access: dict[str, Any], owner: Owner
-) -> AbstractContextManager[None]:
-    return vddk.prepared(plugin, access, lambda text: module.warn(f"{owner.name}: {text}"))
-
-
-def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any], source: vddk.VddkDisk) -> jobs.Task:
+def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any], way: Way) -> jobs.Task:
     """What to do for one item of the option disks."""
     name = owner.called(disk)
     if not disk.protected:
         raise NotSupported(f"{name} cannot be copied: {disk.reason}.", "Leave it out of disks.")
     image = os.path.join(params["image_dir"], f"disk-{disk.key}.qcow2") if params["image_dir"] else None
     wanted = plans.read_item(item, image, name, params["direction"], disk.capacity, disk.change_id)
+    source = way.disk(disk, whole=wanted.kind == "full")
     return jobs.Task(
         name=name,
         disk=source,
@@ -549,7 +546,11 @@ def _task(params: dict[str, Any], owner: Owner, disk: Disk, item: dict[str, Any]
             "parent_id": item.get("parent_id"),
             "change_id": disk.change_id,
             "fcd_id": disk.fcd_id,
+            "access": way.name,
+            "allocation": None,
         },
+        allocation=lambda: source.allocation,
+        hints=source.hints,
     )
 
 
@@ -561,7 +562,8 @@ def main() -> None:
             "snapshot": {"type": "str"},
             "disks": {"type": "list", "elements": "dict", "required": True},
             "image_dir": {"type": "path"},
-            "access": {"type": "str", "choices": ["auto", "vddk"], "default": "auto"},
+            "access": {"type": "str", "choices": ["auto", "vddk", "native"], "default": "auto"},
+            "native_helper_vm": {"type": "str"},
             "vddk_libdir": {"type": "path", "fallback": (env_fallback, ["VDDK_LIBDIR"])},
             "transports": {
                 "type": "list",

@@ -16,13 +16,22 @@ import sys
 import time
 from typing import Any
 
-from ansible_collections.holdfast.backup.tests.benchmarks import api, changes, full, retention, role, verification
+from ansible_collections.holdfast.backup.tests.benchmarks import (
+    api,
+    changes,
+    full,
+    native,
+    retention,
+    role,
+    verification,
+)
 from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
 SECTIONS = {
     "full": full.section,
     "changes": changes.section,
+    "native": native.section,
     "api": api.section,
     "role": role.section,
     "retention": retention.section,

@@ -35,14 +35,14 @@ class Chain:
     """How one VM is backed up and restored.
 
     :param vcenter: the connection options of all modules
-    :param libdir: the option vddk_libdir
+    :param libdir: the option vddk_libdir; without it the disks are accessed natively
     :param options: options of single modules on top, by module: ``{"disk_changed_areas": {"api": "vi_json"}}``
     """
 
     vcenter: dict[str, Any]
     moid: str
     repository: str
-    libdir: str
+    libdir: str | None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

@@ -19,10 +19,13 @@ BLOCK = 64 << 10
 
 
 class Copies:
-    """``images`` are the paths of the newest ones by disk key, ``snapshots`` the moids, oldest first."""
+    """``images`` are the paths of the newest ones by disk key, ``snapshots`` the moids, oldest first.
 
-    def __init__(self, lab: Lab, directory: Path, *sizes: int) -> None:
-        self.lab, self.directory = lab, directory
+    :param access: the way to the disks, ``vddk`` or ``native``
+    """
+
+    def __init__(self, lab: Lab, directory: Path, *sizes: int, access: str = "vddk") -> None:
+        self.lab, self.directory, self.access = lab, directory, access
         vm = lab.create_vm(f"copied-{uuid.uuid4().hex[:8]}", disks=list(sizes), tracking=True, power="poweredOn")
         self.moid, self.name, self.disks = vm["moid"], vm["name"], vm["disks"]
         self.keys = [disk["key"] for disk in self.disks]
@@ -58,7 +61,7 @@ class Copies:
         directory = self.directory / f"images-{len(self.snapshots)}"
         directory.mkdir(exist_ok=True)
         given = {"snapshot": self.snapshots[-1], "disks": self.changed, "image_dir": str(directory)}
-        given["vddk_libdir"] = self.lab.vddk_libdir
+        given.update(access=self.access, vddk_libdir=self.lab.vddk_libdir if self.access == "vddk" else None)
         result = self.run("vddk_copy", check=check, fail=fail, **{**given, **options})
         if not (check or fail or "direction" in options):
             self.last = result["disks"]

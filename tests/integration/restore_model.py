@@ -233,9 +233,13 @@ class Repository:
         scratch.mkdir(exist_ok=True)
         self.moments: dict[str, Moment] = {}  # by the ID of the restore point
 
-    def chain(self, **options: dict[str, Any]) -> Chain:
+    def chain(self, native: bool | None = None, **options: dict[str, Any]) -> Chain:
+        """By the one way to the disks or the other; by each in turn if that is not said."""
         lab = self.machine.lab
-        return Chain(lab.module_args(), self.machine.moid, str(self.path), lab.vddk_libdir, options)
+        if native is None:
+            native = bool(len(self.moments) % 2)
+        library = None if native else lab.vddk_libdir
+        return Chain(lab.module_args(), self.machine.moid, str(self.path), library, options)
 
     def points(self, verify: str = "structure") -> list[dict[str, Any]]:
         """What restore_point_info lists, all of it whole."""

@@ -19,9 +19,12 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 ODD = 3 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
 
+BOTH = pytest.mark.parametrize("copies", ["vddk", "native"], indirect=True)
+
+
 @pytest.fixture
-def copies(lab, tmp_path: Path) -> Copies:
-    made = Copies(lab, tmp_path, 4 * MIB, ODD)
+def copies(lab, tmp_path: Path, request: pytest.FixtureRequest) -> Copies:
+    made = Copies(lab, tmp_path, 4 * MIB, ODD, access=getattr(request, "param", "vddk"))
     made.write(0, os.urandom(2 * MIB))
     made.write(ODD - 1000, os.urandom(1000), disk=1)
     first = made.night()
@@ -46,6 +49,7 @@ def test_honest_tracking(copies: Copies, tmp_path: Path):
     assert is_right(copies, 1, tmp_path)
 
 
+@BOTH
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 def test_missed_change(copies: Copies, tmp_path: Path, busy: bool):
     """One run finds it, and makes a right copy all the same; the next copy is full, whatever tracking says then."""
@@ -78,6 +82,7 @@ def test_missed_change(copies: Copies, tmp_path: Path, busy: bool):
     assert incremental["kind"] == "incremental"
 
 
+@BOTH
 def test_missed_zeros(copies: Copies, tmp_path: Path):
     """What was discarded is a change like any other."""
     copies.lab.tracking(forget=True)
@@ -88,6 +93,7 @@ def test_missed_zeros(copies: Copies, tmp_path: Path):
     assert is_right(copies, 0, tmp_path)
 
 
+@BOTH
 def test_the_end_of_an_odd_disk(copies: Copies, tmp_path: Path):
     """The last cluster is a part of one, and can be the one that lies."""
     copies.write_unnoticed(ODD - 512, os.urandom(512), disk=1)
@@ -97,6 +103,7 @@ def test_the_end_of_an_odd_disk(copies: Copies, tmp_path: Path):
     assert is_right(copies, 1, tmp_path)
 
 
+@BOTH
 def test_all_of_it(copies: Copies):
     """A single cluster cannot hide from an audit of everything; changed areas are not part of it."""
     copies.write(0, os.urandom(100))
@@ -155,6 +162,7 @@ def test_check_mode(copies: Copies):
     assert [set(disk) for disk in told] == [set(disk) for disk in copies.copy()["disks"]]
 
 
+@BOTH
 def test_image_below_that_cannot_be_read(copies: Copies, tmp_path: Path):
     """That is not the tracking's fault, but no image may stand on it."""
     copies.write(2 * MIB, b"text " * (MIB // 5))

@@ -15,10 +15,13 @@ from ansible_collections.holdfast.backup.tests.integration.copies import BLOCK, 
 SIZES = (4 * MIB, 3 * MIB + 3 * 512)
 
 
+BOTH = pytest.mark.parametrize("copies", ["vddk", "native"], indirect=True)
+
+
 @pytest.fixture
-def copies(lab, tmp_path: Path) -> Copies:
+def copies(lab, tmp_path: Path, request: pytest.FixtureRequest) -> Copies:
     """A full copy and an incremental one over it."""
-    made = Copies(lab, tmp_path, *SIZES)
+    made = Copies(lab, tmp_path, *SIZES, access=getattr(request, "param", "vddk"))
     made.write(0, os.urandom(2 * MIB))
     made.write(SIZES[1] - 1000, os.urandom(1000), disk=1)
     made.night()
@@ -35,6 +38,7 @@ def images(copies: Copies) -> list[dict[str, Any]]:
     return [{"disk": disk["key"], "image": disk["image"]} for disk in copies.last]
 
 
+@BOTH
 def test_the_same(copies: Copies):
     """Against the snapshot that they were copied from, nothing but read."""
     before = {path: path.stat().st_mtime_ns for path in copies.directory.rglob("*.qcow2")}
@@ -48,6 +52,7 @@ def test_the_same(copies: Copies):
     assert copies.lab.vddk()["prepared"] == []
 
 
+@BOTH
 def test_what_changed_since_is_left_out(copies: Copies):
     """Items of disk_changed_areas are taken as they are: the image is the parent."""
     copies.write(0, os.urandom(BLOCK + 1))
@@ -61,6 +66,7 @@ def test_what_changed_since_is_left_out(copies: Copies):
     assert failed["error_type"] == "Damaged"
 
 
+@BOTH
 def test_all_of_it_changed(copies: Copies):
     copies.write(0, os.urandom(4 * MIB))
     item, _other = copies.look()
@@ -69,6 +75,7 @@ def test_all_of_it_changed(copies: Copies):
 
 
 @pytest.mark.parametrize(("offset", "disk"), [(0, 0), (MIB + 7, 0), (4 * MIB - 1, 0), (SIZES[1] - 1, 1), (2 * MIB, 1)])
+@BOTH
 def test_one_byte(copies: Copies, offset: int, disk: int):
     """Wherever it is, whatever change tracking says; the other disk's result is told too."""
     old = copies.content(disk)[offset]

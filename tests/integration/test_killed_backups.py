@@ -3,7 +3,7 @@
 
 """Backups of which a part is killed with SIGKILL at a random moment, and backups that run at the same time.
 
-``HOLDFAST_SEED`` chooses other moments, ``HOLDFAST_KILLS`` how often each part is killed.
+``HOLDFAST_SEED`` chooses other moments, ``HOLDFAST_KILLS`` how often each part is killed, by VDDK and natively in turn.
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ class Scene:
         self.repository = Repository(self.machine, directory / "repository", directory / "scratch")
         self.back_up()
 
-    def chain(self, lock_timeout: int = 60) -> backup_chain.Chain:
-        return self.repository.chain(restore_point={"lock_timeout": lock_timeout})
+    def chain(self, lock_timeout: int = 60, native: bool | None = None) -> backup_chain.Chain:
+        return self.repository.chain(native, restore_point={"lock_timeout": lock_timeout})
 
-    def run(self, lock_timeout: int = 60) -> Run:
-        return Run(self.chain(lock_timeout), self.directory / "tmp")
+    def run(self, lock_timeout: int = 60, native: bool | None = None) -> Run:
+        return Run(self.chain(lock_timeout, native), self.directory / "tmp")
 
     def back_up(self) -> None:
         """A run that must succeed."""
@@ -150,12 +150,15 @@ class Scene:
         assert self.repository.own_snapshots() == 0
         library = self.lab.vddk()
         assert (library["prepared"], library["open"], library["violations"]) == ([], [], [])
+        hosts = self.lab.nfc()
+        assert (hosts["open"], hosts["violations"]) == ([], [])
 
 
 @pytest.fixture
 def slow_lab(lab: Any) -> Iterator[Any]:
     """Copies take long enough to be hit. Who is killed cannot log out, so that is done here."""
     lab.vddk(latency_ms=50, in_flight=1)
+    lab.nfc(latency_ms=50, rate=10 << 20)
     yield lab
     lab.expire_sessions()
 
@@ -166,7 +169,7 @@ def test_what_is_killed_leaves_no_half_and_the_next_run_works(slow_lab: Any, vic
     scene = Scene(slow_lab, f"{SEED} {victim}", tmp_path)
     for number in range(KILLS):
         scene.machine.write()
-        killed = scene.run()
+        killed = scene.run(native=number % 2 == 1)
         print(f"{number}: {killed.kill(victim, scene.dice)}", flush=True)
         killed.assert_no_secret(slow_lab.password, scene.repository.path)
         if scene.dice.random() < 0.5:  # a run comes while something of this one may still be at work
@@ -186,9 +189,9 @@ def test_of_two_runs_at_once_none_spoils_the_other(slow_lab: Any, tmp_path: Path
     scene = Scene(slow_lab, SEED, tmp_path)
     for _number in range(KILLS):
         scene.machine.write()
-        first = scene.run(lock_timeout=0)
+        first = scene.run(lock_timeout=0, native=False)
         time.sleep(scene.dice.uniform(0, 1.5))
-        second = scene.run(lock_timeout=scene.dice.choice((0, 60)))
+        second = scene.run(lock_timeout=scene.dice.choice((0, 60)), native=True)
         ended = [first.end(), second.end()]
         for point in ended:
             scene.note(point)

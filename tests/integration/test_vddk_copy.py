@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""vddk_copy against the lab and the stand-in for VDDK, by its main() and in real playbooks."""
+"""vddk_copy against the lab by both ways of access, by its main() and in real playbooks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ COPIERS = ("nbdkit", "qemu-nbd", "nbdcopy")
 class Machine:
     """A VM of the lab with two disks, and the shortest way to what tests need of it."""
 
-    def __init__(self, lab, run_module, name: str, directory: Path) -> None:
-        self.lab, self.run_module, self.name, self.directory = lab, run_module, name, directory
+    def __init__(self, lab, run_module, name: str, directory: Path, access: str) -> None:
+        self.lab, self.run_module, self.name, self.directory, self.access = lab, run_module, name, directory, access
         vm = lab.create_vm(name, disks=[40 * MIB, 8 * MIB + 3 * 512], tracking=True, power="poweredOn")
         self.moid, self.disks = vm["moid"], vm["disks"]
         self.keys = [disk["key"] for disk in vm["disks"]]
@@ -47,6 +47,7 @@ class Machine:
     def copy(self, snapshot: str, check=False, diff=False, fail=False, **options: Any) -> dict[str, Any]:
         args = {
             "snapshot": snapshot,
+            "access": self.access,
             "vddk_libdir": self.lab.vddk_libdir,
             "image_dir": str(self.directory),
             "disks": [{"disk": key} for key in self.keys],
@@ -57,12 +58,29 @@ class Machine:
     def content(self, key: int, snapshot: str | None = None) -> bytes:
         return self.lab.read(self.moid, key, snapshot=snapshot)
 
+    def slow(self, milliseconds: float) -> None:
+        """Let every request take so long."""
+        knobs = self.lab.vddk if self.access == "vddk" else self.lab.nfc
+        knobs(latency_ms=milliseconds)
+
+    def opens(self) -> int:
+        """How often a disk was opened."""
+        return self.lab.vddk()["opens"] if self.access == "vddk" else self.lab.nfc()["connections"]
+
+
+@pytest.fixture(params=["vddk", "native"])
+def access(request):
+    return request.param
+
+
+ONLY_VDDK = pytest.mark.parametrize("access", ["vddk"])
+
 
 @pytest.fixture
-def machine(lab, run_module, tmp_path, request):
+def machine(lab, run_module, tmp_path, access, request):
     directory = tmp_path / "images"
     directory.mkdir()
-    return Machine(lab, run_module, re.sub(r"\W+", "-", request.node.name)[:60], directory)
+    return Machine(lab, run_module, re.sub(r"\W+", "-", request.node.name)[:60], directory, access)
 
 
 def content_of(image: str, size: int, tmp_path: Path) -> bytes:
@@ -82,6 +100,8 @@ def test_full(machine, tmp_path):
         assert disk["backing_uuid"] == there["backing_uuid"]
         assert disk["transport"] == "nbdssl"
         assert disk["change_id"]
+        where = "library" if machine.access == "vddk" else "change_tracking"
+        assert (disk["access"], disk["allocation"]) == (machine.access, where)
         content = content_of(disk["image"], there["capacity"], tmp_path)
         assert content == machine.content(there["key"], snapshot)
     assert result["bytes_read"] < 20 * MIB
@@ -113,11 +133,11 @@ def test_changes_over_the_full_copy(machine, tmp_path):
 def test_second_run_does_nothing(machine):
     snapshot = machine.snapshot()
     first = machine.copy(snapshot)
-    before = machine.lab.vddk()["opens"]
+    before = machine.opens()
     again = machine.copy(snapshot, diff=True)
     assert not again["changed"]
     assert again["diff"] == {"before": {}, "after": {}}
-    assert machine.lab.vddk()["opens"] == before
+    assert machine.opens() == before
     unchanged = [{**disk, "changed": False} for disk in first["disks"]]
     assert again["disks"] == unchanged
 
@@ -134,6 +154,7 @@ def test_check_mode(machine):
     assert set(machine.copy(snapshot)["disks"][0]) == set(result["disks"][0])
 
 
+@ONLY_VDDK
 def test_logged_out_before_the_copy(machine):
     """Nothing of ours can expire in the middle; what VDDK does is its own login."""
     snapshot = machine.snapshot()
@@ -145,6 +166,7 @@ def test_logged_out_before_the_copy(machine):
     assert any("14009" in warning or "again" in warning for disk in result["disks"] for warning in disk["warnings"])
 
 
+@ONLY_VDDK
 def test_other_transport_than_wanted_is_told(machine):
     machine.lab.vddk(transport="nbd")
     result = machine.copy(machine.snapshot())
@@ -153,6 +175,7 @@ def test_other_transport_than_wanted_is_told(machine):
     assert len(result["warnings"]) == 2
 
 
+@ONLY_VDDK
 def test_storage_vmotion_is_forbidden_meanwhile(machine):
     """A run that could not allow it again is made good by the next one."""
     snapshot = machine.snapshot()
@@ -165,6 +188,7 @@ def test_storage_vmotion_is_forbidden_meanwhile(machine):
     assert f"moref={machine.moid}" not in machine.lab.vddk()["prepared"]
 
 
+@ONLY_VDDK
 def test_copies_although_storage_vmotion_cannot_be_forbidden(machine):
     machine.lab.vddk(faults=[{"op": "prepare", "code": 3014, "count": 1}])
     result = machine.copy(machine.snapshot())
@@ -173,6 +197,7 @@ def test_copies_although_storage_vmotion_cannot_be_forbidden(machine):
     assert "Forbidding Storage vMotion" in str(result["warnings"])
 
 
+@ONLY_VDDK
 def test_what_hotadd_left_is_cleaned_up_first(machine):
     """Disks of a crashed run that are still attached to the proxy would block consolidation."""
     snapshot = machine.snapshot()
@@ -185,6 +210,7 @@ def test_what_hotadd_left_is_cleaned_up_first(machine):
     assert result["changed"]
 
 
+@ONLY_VDDK
 def test_lost_in_the_middle_then_gone_on_with(machine, tmp_path):
     """The cause is VDDK's own, with a next step; the disk without trouble is copied."""
     snapshot = machine.snapshot()
@@ -215,6 +241,7 @@ def test_restore(machine, tmp_path):
         "vddk_copy",
         machine.args(
             direction="restore",
+            access=machine.access,
             vddk_libdir=machine.lab.vddk_libdir,
             disks=[{"disk": disk["key"], "image": disk["image"], "capacity": disk["capacity"]} for disk in images],
             verify=True,
@@ -242,6 +269,7 @@ def test_restore_is_refused(machine, state):
     )
 
 
+@ONLY_VDDK
 def test_san_is_not_used_to_write(machine):
     options = {"direction": "restore", "disks": [{"disk": machine.keys[0]}], "transports": ["san", "nbd"]}
     failed = machine.copy(None, fail=True, **options)
@@ -317,7 +345,7 @@ def test_an_image_of_another_is_not_overwritten(machine):
 
 
 def test_snapshot_of_another_vm(machine, lab, run_module, tmp_path):
-    other = Machine(lab, run_module, f"{machine.name}-other", tmp_path)
+    other = Machine(lab, run_module, f"{machine.name}-other", tmp_path, machine.access)
     failed = machine.copy(other.snapshot(), fail=True)
     assert "is not one of" in failed["msg"]
 
@@ -328,6 +356,7 @@ def test_independent_disk_is_refused(machine):
     assert "cannot be copied: " in failed["msg"]
 
 
+@ONLY_VDDK
 @pytest.mark.parametrize(
     ("library", "message"), [(None, "is not given"), ("/nowhere", "no lib64/libvixDiskLib.so in /nowhere")]
 )
@@ -338,6 +367,7 @@ def test_missing_library(machine, monkeypatch, library, message):
     assert failed["error_type"] == "MissingRequirement"
 
 
+@ONLY_VDDK
 def test_broken_library(machine, tmp_path):
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64/libvixDiskLib.so.8").write_text("no library")
@@ -372,7 +402,7 @@ def wait_for(condition, seconds: float = 20) -> None:
 def test_password_is_nowhere_to_be_seen(machine, monkeypatch, tmp_path):
     """Neither in arguments nor environments of any process of the copy, nor in what is left behind."""
     monkeypatch.setenv("HOLDFAST_TEST", str(tmp_path))
-    machine.lab.vddk(latency_ms=30)
+    machine.slow(30)
     password = machine.lab.password
     seen = []
 
@@ -399,6 +429,7 @@ def play(machine, snapshot, **options: Any) -> list[dict[str, Any]]:
         "snapshot": snapshot,
         "disks": [{"disk": key} for key in machine.keys],
         "image_dir": str(machine.directory),
+        "access": machine.access,
         "vddk_libdir": machine.lab.vddk_libdir,
         **options.pop("copy", {}),
     }
@@ -425,7 +456,7 @@ def is_tidy(tmp_path: Path) -> bool:
 def test_playbook_shows_progress(machine, playbook, env, tmp_path):
     """Lines for people at least every ten seconds, and the module's result at the end."""
     snapshot = machine.snapshot()
-    machine.lab.vddk(latency_ms=100)
+    machine.slow(100)
     slow = {"request_size": 65536, "request_depth": 1}
     done = playbook(play(machine, snapshot, copy=slow), env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"vddk_copy {machine.name} Hard disk 1: ")]
@@ -464,7 +495,7 @@ def test_playbook_that_fails(machine, playbook, env, tmp_path):
 def test_playbook_interrupted(machine, env, tmp_path, number):
     """Nothing runs on, and the next run goes on with what there is."""
     snapshot = machine.snapshot()
-    machine.lab.vddk(latency_ms=50)
+    machine.slow(50)
     slow = {"request_size": 65536, "request_depth": 1, "disks": [{"disk": machine.keys[0]}]}
     path = tmp_path / "play.yml"
     path.write_text(json.dumps(play(machine, snapshot, copy=slow)))
@@ -485,7 +516,7 @@ def test_playbook_interrupted(machine, env, tmp_path, number):
     os.killpg(run.pid, number)
     assert run.wait(timeout=30) != 0
     wait_for(lambda: not copiers(str(tmp_path / "tmp")))
-    machine.lab.vddk(latency_ms=0)
+    machine.slow(0)
     wait_for(lambda: "interrupted" in Path(f"{image}.state").read_text())
     result = machine.copy(snapshot, disks=[{"disk": machine.keys[0]}])
     assert result["disks"][0]["resumed"]

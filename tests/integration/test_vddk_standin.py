@@ -23,6 +23,7 @@ import ctypes, json, sys, threading, time
 from ctypes import byref, c_void_p, create_string_buffer, POINTER
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import Parameters
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_library import *
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.reopening import SECTOR
 
 root, capacity = sys.argv[1], int(sys.argv[2]) // SECTOR
 lib = Library(root, lambda text, is_warning: print(text, file=sys.stderr))

@@ -9,6 +9,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -56,6 +57,18 @@ func makeCertificates(dir, host string) (tls.Certificate, string, string, error)
 	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}, thumbprint(raw), file, nil
 }
 
+// hostCertificate makes what an ESXi host signs itself when it is installed.
+func hostCertificate(host string) (tls.Certificate, error) {
+	now := time.Now()
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{Organization: []string{"Lab host"}, CommonName: host},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), IPAddresses: []net.IP{net.ParseIP(host)},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	key, raw, err := issue(leaf, leaf, nil)
+	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}, err
+}
+
 // issue makes a key and has the parent sign the certificate; without a parent's key it signs itself.
 func issue(certificate, parent *x509.Certificate, parentKey crypto.Signer) (crypto.Signer, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -72,6 +85,16 @@ func issue(certificate, parent *x509.Certificate, parentKey crypto.Signer) (cryp
 // thumbprint is SHA-1 in the colon form that VDDK takes.
 func thumbprint(raw []byte) string {
 	sum := sha1.Sum(raw)
+	return colons(sum[:])
+}
+
+// thumbprint256 is SHA-256 in the same form.
+func thumbprint256(raw []byte) string {
+	sum := sha256.Sum256(raw)
+	return colons(sum[:])
+}
+
+func colons(sum []byte) string {
 	parts := make([]string, len(sum))
 	for i, b := range sum {
 		parts[i] = fmt.Sprintf("%02X", b)

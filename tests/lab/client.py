@@ -67,6 +67,8 @@ class Lab:
         self.control: str = ready["control"]
         self.root = Path(ready["root"])
         self.vddk_libdir: str = ready["vddk_libdir"]
+        self.nfc_port: int = ready["nfc_port"]
+        self.nfc_thumbprint: str = ready["nfc_thumbprint"]
 
     # life
 
@@ -398,6 +400,14 @@ class Lab:
         :returns: ``{"knobs", "opens", "open", "closed", "prepared", "violations"}``, what it has been used for
         """
         return self.call("vddk", **knobs)
+
+    def nfc(self, **knobs: Any) -> dict[str, Any]:
+        """Change how the hosts' NFC service behaves; what is not given stays. README.md lists the knobs.
+
+        :returns: ``{"knobs", "tickets", "connections", "open", "closed", "reads", "writes", "bytes_read",
+            "bytes_written", "max_in_flight", "violations"}``, what it has been used for
+        """
+        return self.call("nfc", **knobs)
 
 
 def _read(file: Path, offset: int, length: int | None) -> bytes:

@@ -53,6 +53,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("fcd_snapshot", s.onStore(s.snapshotFCDVerb))
 	handle("fcd_delete_snapshot", s.onStore(s.dropSnapshotFCDVerb))
 	handle("create_tag", typed(s.createTagVerb))
+	handle("nfc", typed(s.nfc.control))
 	s.vddkRoutes(mux)
 	return mux
 }

@@ -70,6 +70,8 @@ type ready struct {
 	Control    string `json:"control"`
 	Root       string `json:"root"`
 	VddkLibdir string `json:"vddk_libdir"`
+	NFCPort    int    `json:"nfc_port"`       // of all hosts
+	NFCThumb   string `json:"nfc_thumbprint"` // of their certificate
 }
 
 // lab is the running program: the simulated vCenter and its two listeners.
@@ -128,9 +130,13 @@ func start(o options) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.startNFC(); err != nil {
+		return nil, err
+	}
 	s.ready = ready{
 		Host: o.host, Port: port, URL: fmt.Sprintf("https://%s:%d/sdk", o.host, port), User: o.user, Password: o.password,
 		Thumbprint: thumbprint, CAFile: caFile, Control: "http://" + control.Addr().String(), Root: o.root, VddkLibdir: filepath.Join(o.root, "vddk"),
+		NFCPort: s.nfc.port(), NFCThumb: s.nfc.thumbprint,
 	}
 	mux := s.controlMux()
 	go func() { _ = http.Serve(control, mux) }()

@@ -35,6 +35,7 @@ type sim struct {
 	common      types.ManagedObjectReference // the property collector that all sessions see
 	disks       disks
 	fcds        fcds
+	nfc         *nfc
 	pbm         *simulator.Registry
 	policies    *policies
 	knobsMu     sync.Mutex
@@ -94,6 +95,9 @@ func (s *sim) vm(ref types.ManagedObjectReference) *simulator.VirtualMachine {
 // dispatch is asked before every call. To answer a call itself it points the call at a name
 // that the caller's session does not know: only then the handler returned here is taken.
 func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Reference, types.BaseMethodFault) {
+	if m.Name == "RetrieveInternalContent" {
+		return &internals{m.This, s.nfc}, nil
+	}
 	if ctx.Session == nil {
 		switch m.Name {
 		case "Fetch", "RetrieveProperties", "RetrievePropertiesEx": // the simulator would answer

@@ -24,14 +24,14 @@ import (
 )
 
 // startLab runs a lab with its listeners and logs in to it.
-func startLab(t *testing.T) (*lab, *govmomi.Client) {
+func startLab(t testing.TB) (*lab, *govmomi.Client) {
 	t.Helper()
 	t.Setenv("TMPDIR", t.TempDir())
 	l, err := start(options{host: "127.0.0.1", user: "u", password: "p", root: t.TempDir(), datastores: 1, hosts: 1, vms: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.server.Close(); l.control.Close(); l.model.Remove() })
+	t.Cleanup(func() { l.nfc.stop(); l.server.Close(); l.control.Close(); l.model.Remove() })
 	target, err := url.Parse(l.ready.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func startLab(t *testing.T) (*lab, *govmomi.Client) {
 }
 
 // control sends a verb to the control interface.
-func control(t *testing.T, l *lab, verb string, params any, answer any) {
+func control(t testing.TB, l *lab, verb string, params any, answer any) {
 	t.Helper()
 	body, err := json.Marshal(params)
 	if err != nil {

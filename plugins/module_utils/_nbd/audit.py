@@ -5,14 +5,17 @@
 """Private to holdfast.backup: whether what change tracking calls unchanged is unchanged.
 
 Before an incremental copy a few clusters outside the changed areas are read from the snapshot and compared with the
-images below. What tracking forgot once it forgets for ever: no later copy would bring it either.
+images below. What tracking forgot once it forgets for ever: no later copy would bring it either. Before a full copy
+that goes by somebody's word of what is in use, a few clusters of the rest are compared with zeros.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ from itertools import accumulate
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, jobs
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas, images, jobs
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.jobs import Settings, Task
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER
@@ -73,17 +76,48 @@ def examine(task: Task, settings: Settings, watch: Watch, chain: Sequence[str]) 
     :param task: with work
     :param chain: the images below the new one
     """
-    changed = areas.normalise(task.work or (), task.capacity, CLUSTER)
-    unchanged = areas.subtract([(0, task.capacity)], changed)
-    chosen = sample(unchanged, settings.audit, settings.audit_max, json.dumps(task.identity, sort_keys=True))
+    chosen = _outside(task, settings, task.work or ())
     if not chosen:
         return None
-    samples = sum(-(-length // CLUSTER) for start, length in chosen)
+    samples = _count(chosen)
     try:
         found = jobs.compare(task, settings, watch, "audit", chain, chosen)
     except Damaged as error:
         return Finding(0, samples, [], error.message.rstrip("."))
     return Finding(areas.total(chosen), samples, found)
+
+
+def examine_hints(task: Task, settings: Settings, watch: Watch) -> bool:
+    """See whether what a full copy takes for zeros is zeros, as far as samples tell.
+
+    :param task: a full copy with hints; they are distrusted if they are wrong
+    """
+    assert task.hints is not None
+    in_use = task.hints.known()
+    chosen = None if in_use is None else _outside(task, settings, in_use)
+    if not chosen:
+        return True
+    descriptor, zeros = tempfile.mkstemp(dir=settings.directory, suffix=".qcow2")
+    os.close(descriptor)
+    images.create(zeros, task.capacity)
+    found = jobs.compare(task, settings, watch, "audit", [zeros], chosen)
+    if not found:
+        return True
+    task.hints.distrust(
+        f"at least {len(found)} of {_count(chosen)} samples outside the areas that are said to be in use hold data, "
+        f"the first at byte {found[0][0]}; compare earlier full copies that were made natively (direction: compare)"
+    )
+    return False
+
+
+def _outside(task: Task, settings: Settings, known: Sequence[areas.Area]) -> list[areas.Area]:
+    """Samples outside some areas. The same copy has the same ones."""
+    rest = areas.subtract([(0, task.capacity)], areas.normalise(known, task.capacity, CLUSTER))
+    return sample(rest, settings.audit, settings.audit_max, json.dumps(task.identity, sort_keys=True))
+
+
+def _count(chosen: Sequence[areas.Area]) -> int:
+    return sum(-(-length // CLUSTER) for start, length in chosen)
 
 
 def in_full(task: Task, finding: Finding) -> tuple[Task, dict[str, Any]]:

@@ -36,14 +36,17 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
     """Copy a disk, or its changed areas, into an image.
 
     Does nothing when an earlier run made the same image, and goes on where an earlier run left it in good order.
-    When the audit finds that change tracking missed changes, the disk is copied in full.
+    When the audit finds that change tracking missed changes, the disk is copied in full; when it finds data in what is
+    said to be unused, all of the disk is read.
 
-    :returns: image, parent, capacity, bytes_read, bytes_stored, sha256, seconds, rate, transport, warnings,
+    :returns: image, parent, capacity, bytes_read, bytes_stored, sha256, seconds, rate, transport, allocation, warnings,
         audit, resumed, changed, and the task's facts
     """
     earlier = _earlier(task)
     if earlier is not None:
         return {**task.facts, **earlier, "resumed": False, "changed": False}
+    if task.work is None and task.hints and not audit.examine_hints(task, settings, watch):
+        return _backup(audit.distrusted(task), settings, watch, [], {"audit": None})
     chain = images.require_parent(task.parent) if task.parent else []
     found = audit.examine(task, settings, watch, chain) if task.parent and task.work is not None else None
     if found is None or found.reason is None:
@@ -56,7 +59,8 @@ def backup(task: Task, settings: Settings, watch: Watch) -> dict[str, Any]:
 def _earlier(task: Task) -> dict[str, Any] | None:
     """What the copy that made the image returned, also one that a failed audit led to."""
     done = state.result_of(task.image, _identity(task))
-    return done or (state.result_of(task.image, _identity(audit.distrusted(task))) if task.parent else None)
+    audited = task.parent or task.hints
+    return done or (state.result_of(task.image, _identity(audit.distrusted(task))) if audited else None)
 
 
 def _backup(
@@ -98,6 +102,7 @@ def _backup(
         "sha256": sha256,
         **jobs.figures(outcome.tally.read, outcome.seconds),
         "transport": task.disk.transport,
+        "allocation": task.allocation() if task.work is None else None,
         **told,
         "warnings": [*told.get("warnings", ()), *task.disk.warnings],
     }

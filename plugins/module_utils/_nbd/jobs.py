@@ -52,6 +52,16 @@ class DiskAccess(Protocol):
         """The disk for one start of nbdkit."""
 
 
+class Hints(Protocol):
+    """Which areas of a disk are in use, by the word of somebody who may be wrong."""
+
+    def known(self) -> list[areas.Area] | None:
+        """Those areas; None if nobody knows them. All else is taken for zeros."""
+
+    def distrust(self, reason: str) -> None:
+        """Take them for unknown from now on."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One disk and its image.
@@ -62,6 +72,8 @@ class Task:
     :param parent: the image below the new one of a backup; goes together with ``work``
     :param identity: what the content of the image depends on besides; JSON-serialisable
     :param facts: keys that only pass through into the result
+    :param allocation: where it was known from, in a full copy that is done, which areas are in use
+    :param hints: what a full copy goes by, if it should see whether that is right
     """
 
     name: str
@@ -72,6 +84,8 @@ class Task:
     parent: str | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Callable[[], str | None] = lambda: None
+    hints: Hints | None = None
 
 
 @dataclass(frozen=True)

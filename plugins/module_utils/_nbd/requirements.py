@@ -21,7 +21,7 @@ _PROGRAMS = {
     "qemu-io": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)",
     "setpriv": "util-linux",
 }
-_FILTERS = ("checkwrite", "extentlist", "log", "truncate")
+_FILTERS = ("checkwrite", "extentlist", "log", "noextents", "truncate")
 
 
 def check_program(program: str) -> None:

@@ -36,11 +36,13 @@ class Disk:
     :param plugin: name or path of the plugin, with its plain parameters
     :param descriptor: an open file that the plugin reads secrets from (``parameters=-<number>``)
     :param environment: variables for nbdkit's process only
+    :param hints: what it says of zeros was told by others; comparisons read them all the same
     """
 
     plugin: tuple[str, ...]
     descriptor: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    hints: bool = False
 
 
 def disk_server(
@@ -56,6 +58,8 @@ def disk_server(
     :param threads: requests that the plugin works on at a time
     :param log: file for a line per request of what the plugin is asked
     """
+    if disk.hints and any(name == "checkwrite" for name, parameter in filters):
+        filters = [*filters, ("noextents", "")]
     if log:
         filters = [*filters, ("log", f"logfile={log}")]
     command = ["nbdkit", "--foreground", "--exit-with-parent", f"--threads={threads}"]

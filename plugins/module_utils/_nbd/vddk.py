@@ -26,16 +26,9 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import plugins
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.copy import inheritable
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugins import Plugin
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import Disk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import DISK_FULL
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """The plugin where nbdkit can load it, and what its process needs."""
-
-    script: str
-    environment: Mapping[str, str]
 
 
 def ship(directory: str, library_dir: str) -> Plugin:
@@ -115,6 +108,16 @@ class VddkDisk:
         return next((event["transport"] for event in reversed(self._events()) if event["event"] == "opened"), None)
 
     @property
+    def hints(self) -> None:
+        """The library looks at the disk itself."""
+
+    @property
+    def allocation(self) -> str:
+        """Where it is known from which areas are in use: the library tells, unless it was seen to fail."""
+        asked_in_vain = any(event["event"] == "warning" and event["stage"] == "extents" for event in self._events())
+        return "none" if asked_in_vain else "library"
+
+    @property
     def warnings(self) -> list[str]:
         """What went wrong and was got over, and a transport that is not the first one asked for."""
         warnings = [event["message"] for event in self._events() if event["event"] == "warning"]
@@ -137,8 +140,4 @@ class VddkDisk:
         return kind(event["message"], event["hint"], stage=stage, code=code)
 
     def _events(self) -> list[dict[str, Any]]:
-        try:
-            with open(self.status_file, encoding="utf-8") as stream:
-                return [json.loads(line) for line in stream if line.endswith("\n")]
-        except FileNotFoundError:
-            return []
+        return plugins.events(self.status_file)

@@ -4,22 +4,21 @@
 
 """Private to holdfast.backup: what the plugin ``vixdisklib`` is told and what it tells.
 
-Parameters come in as one JSON document, errors and events go out as JSON lines. Error codes and the
+Parameters come in as one JSON document, for what goes out see plugin_interface.py. Error codes and the
 settings of the library are VMware's; what follows from a code is the experience of public VDDK clients.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import re
-import threading
-import time
 import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import MANY, DiskError
 
 OUT_OF_MEMORY = 2
 DISK_FULL = 8
@@ -45,8 +44,6 @@ _VCENTER = "Check that the proxy reaches the server on port 443."
 _BUSY = "Another reader holds the disk; wait for it, or end a left-over job."
 _GONE = "The VM, its snapshot or the disk's file has gone; run the backup again."
 _HOST = "The ESXi host is in or on its way to maintenance mode; run again when another host can serve the disk."
-
-MANY = 1000  # as often as the caller allows
 
 # code: (name, how often the same request is worth repeating on a new connection, next step)
 ERRORS: dict[int, tuple[str, int, str]] = {
@@ -112,30 +109,17 @@ ERRORS: dict[int, tuple[str, int, str]] = {
 }
 
 
-class VddkError(Exception):
+class VddkError(DiskError):
     """A call failed, or cannot be made.
 
-    :param stage: load, init, connect, open, capacity, read, write, flush ...
-    :param message: the object and the cause
-    :param code: the library's error code without its upper bits; None for errors that we found
-    :param hint: the next step; that of the code when empty
+    :param code: the library's error code without its upper bits
+    :param hint: that of the code when empty
     """
 
     def __init__(self, stage: str, message: str, code: int | None = None, hint: str = "") -> None:
-        name, self.repeats, known_hint = ERRORS.get(code or 0, ("", 0, ""))
-        super().__init__(message)
-        self.stage = stage
-        self.code = code
-        self.name = name
-        self.message = message
-        self.hint = hint or known_hint
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the status file says about the error."""
-        return {"stage": self.stage, "code": self.code, "name": self.name, "message": self.message, "hint": self.hint}
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        self.name, self.repeats, known_hint = ERRORS.get(code or 0, ("", 0, ""))
+        self.out_of_memory = code == OUT_OF_MEMORY
+        super().__init__(stage, message, code, hint or known_hint)
 
 
 @dataclass(frozen=True)
@@ -224,39 +208,3 @@ def write_config(config: dict[str, Any]) -> str:
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     return str(path)
-
-
-class Status:
-    """Appends JSON lines to the status file, each with its time, and keeps secrets out."""
-
-    def __init__(self, path: str | None, secret: str = "", debug: Callable[[str], Any] = lambda text: None) -> None:
-        self._path = path
-        self._debug = debug
-        self._secret = secret
-        self._lock = threading.Lock()
-        self._errors: set[Any] = set()
-        self._log: collections.deque[str] = collections.deque(maxlen=5)
-
-    def log(self, text: str, is_warning: bool) -> None:
-        """Take a line of the library's log, which may be the background of an error."""
-        text = self._clean(text)
-        if is_warning:
-            self._log.append(text)
-        self._debug(text)
-
-    def event(self, event: str, **facts: Any) -> None:
-        """Write one line."""
-        if self._path is None:
-            return
-        line = self._clean(json.dumps({"event": event, "time": time.time(), **facts}))
-        with self._lock, Path(self._path).open("a", encoding="utf-8") as stream:
-            stream.write(f"{line}\n")
-
-    def error(self, error: VddkError) -> None:
-        """Write an error that ends the copy, once: many requests may fail for the same cause."""
-        if (error.stage, error.code) not in self._errors:
-            self._errors.add((error.stage, error.code))
-            self.event("error", **error.as_dict(), log=list(self._log))
-
-    def _clean(self, text: str) -> str:
-        return text.replace(self._secret, "********") if self._secret else text

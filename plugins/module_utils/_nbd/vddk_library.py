@@ -24,7 +24,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interfac
     write_config,
 )
 
-SECTOR = 512
 OPEN_READ_ONLY = 4
 CREDENTIALS_UID = 1
 SPEC_VSTORAGE_OBJECT = 1  # how a first class disk is named; 0 is a VM

@@ -27,18 +27,19 @@ import threading
 from collections.abc import Sequence
 from typing import Iterator
 
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_disk import CHUNK, KEEP_ALIVE, LARGEST, Disk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import DiskError, Status
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.reopening import CHUNK, KEEP_ALIVE, LARGEST, SECTOR
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_disk import Disk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import (
     DISK_FULL,
     OPERATION_DISABLED,
     OUT_OF_MEMORY,
     READ_ONLY_DISK,
     Parameters,
-    Status,
     VddkError,
     read_parameters,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_library import SECTOR, Library
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_library import Library
 
 try:
     import nbdkit
@@ -66,7 +67,7 @@ def _telling(status: Status) -> Iterator[None]:
     """Put errors into the status file, and let nbdkit answer with their errno."""
     try:
         yield
-    except VddkError as error:
+    except DiskError as error:
         status.error(error)
         if nbdkit is not None:
             nbdkit.set_error(ERRNO.get(error.code or 0, errno.EIO))
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str]) -> int:
                 call(library, parameters, status)
             finally:
                 library.Exit()
-    except VddkError as error:
+    except DiskError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -20,7 +20,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, VsphereFault
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    InvalidInput,
+    NotFound,
+    VsphereFault,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import reverts
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, pick
@@ -317,6 +322,28 @@ def decide(
         return Decision("full", "asked for all areas in use (change ID *)", areas, _ALLOCATED_NOTE.format(disk.label))
     whole = areas == [(0, disk.capacity)]
     return Decision("incremental", None, areas, _WHOLE_NOTE.format(disk.label) if whole else None)
+
+
+def in_use(
+    disk: Disk, query: Query, normalise: Callable[[Sequence[Area], int, int], list[Area]], host: Host | None = None
+) -> list[Area]:
+    """Every area of a disk in a snapshot that was ever written, as far as change tracking knows.
+
+    :raises NeedsFull: it does not know, or cannot be trusted; the message is the reason
+    """
+    if not disk.change_id:
+        raise NeedsFull("change tracking was not active when the snapshot was taken")
+    if disk.layered:
+        # Tracking that began below a snapshot leaves out what was written before (VMware KB 320557).
+        raise NeedsFull("it stands on an earlier snapshot, below which change tracking may have begun")
+    source = bad_build(host) if host else None
+    if host and source:
+        raise NeedsFull(f"ESXi {host.version} build {host.build} loses changes ({source})")
+    try:
+        found = page_through(lambda offset: query(disk.key, offset, ALLOCATED), disk.capacity)
+        return normalise(found, disk.capacity, SECTOR)
+    except (InvalidInput, NotFound, VsphereFault) as error:
+        raise NeedsFull(f"the query for the areas in use failed: {error.message}") from error
 
 
 _ALLOCATED_NOTE = (

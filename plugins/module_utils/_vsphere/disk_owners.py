@@ -30,10 +30,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd import Fcd
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_holders import holder
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_places import FcdPlace, Place
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
 
 Choose = Callable[[list[Disk]], list[Disk]]
+# Given who is to be warned of what is left: the way to each disk, as long as the block runs.
+Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
 
 
 class Tracking(Protocol):
@@ -129,6 +132,21 @@ class Owner:
         """How VMware's library is told what to open: parameters of the nbdkit plugin."""
         raise NotImplementedError
 
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
+        """Where the disks can be reached over NFC. Nothing is done before it is entered.
+
+        :param snapshot: to read of, None to write
+        :param helper: name or managed object ID of a VM to attach to what is attached nowhere
+        :raises NotSupported: they cannot be reached
+        """
+        raise NotImplementedError
+
+    def check_frozen(self, disk: Disk) -> None:
+        """See that a disk of a snapshot is not what a running virtual machine writes to.
+
+        :raises NotSupported: it is; a host would refuse it without saying why
+        """
+
 
 def open_owner(
     c: Connection, vm: Mapping[str, Any], fcd: Mapping[str, Any], fcd_api: str = "auto"
@@ -161,6 +179,7 @@ class VmOwner(Owner):
         super().__init__(c)
         self._selection = selection
         self._vm: Any = None
+        self._live: set[str] | None = None  # files that a running VM writes to
 
     @property
     def uuid(self) -> str:
@@ -227,6 +246,22 @@ class VmOwner(Owner):
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"vm": self.identity["moid"], "snapshot": snapshot}
 
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
+        moid: str = self.identity["moid"]
+        return lambda warn: contextlib.nullcontext(lambda disk: Place(moid, disk.key, disk.path))
+
+    def check_frozen(self, disk: Disk) -> None:
+        if self._live is None:
+            read = self.c.retrieve([self._vm], {vim.VirtualMachine: ["config.hardware.device", "runtime.powerState"]})
+            found = read.get(self._vm, {})
+            off = found.get("runtime.powerState") == "poweredOff"
+            self._live = set() if off else {each.path for each in from_devices(found["config.hardware.device"])}
+        if disk.path in self._live:
+            raise NotSupported(
+                f"{self.called(disk)} is written to by the running virtual machine.",
+                "Take a snapshot that holds this disk, and copy it from there.",
+            )
+
     def _find(self, *properties: str) -> dict[str, Any]:
         self._vm, found = inventory.find_vm(self.c, **self._selection, properties=properties)
         self.identity = inventory.vm_dict(self._vm, found)
@@ -248,6 +283,7 @@ class FcdOwner(Owner):
         self._api = api
         self._store: fcd_store.Store
         self._fcd: Fcd
+        self._frozen: str | None = None  # file of the snapshot
 
     @property
     def uuid(self) -> str:
@@ -280,6 +316,7 @@ class FcdOwner(Owner):
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
         self._find()
         details = self._store.snapshot_details(self._fcd, snapshot)
+        self._frozen = details.path
         return [self._disk(details.path, details.change_id)], None
 
     def to_write(self) -> list[Disk]:
@@ -318,6 +355,16 @@ class FcdOwner(Owner):
 
     def storage_name(self, snapshot: str | None) -> dict[str, Any]:
         return {"fcd_id": self._fcd.id, "datastore": self._fcd.datastore.moid, "snapshot": snapshot}
+
+    def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
+        there = FcdPlace(self._store, self._fcd, snapshot, self._frozen if snapshot else None, helper)
+
+        @contextlib.contextmanager
+        def reached(warn: Callable[[str], None]) -> Iterator[Callable[[Disk], Place]]:
+            with there.reached(warn) as place:
+                yield lambda disk: place
+
+        return reached
 
     def _find(self) -> None:
         self._store = fcd_store.open_store(self.c, self._api)

@@ -25,7 +25,8 @@ class Disk:
 
     ``capacity`` is in bytes; ``controller`` is like ``scsi0:1``. ``reason`` says why the disk is not
     ``protected`` (a snapshot does not hold its content), or what to know about a protected one.
-    ``fcd_id`` is the ID of a first class disk.
+    ``fcd_id`` is the ID of a first class disk. The file of a ``layered`` disk stands on that of an earlier snapshot, or
+    of a disk that it was cloned from.
     """
 
     key: int
@@ -42,10 +43,13 @@ class Disk:
     protected: bool
     reason: str | None
     fcd_id: str | None = None
+    layered: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape that all results use."""
-        return asdict(self)
+        known = asdict(self)
+        del known["layered"]
+        return known
 
 
 def from_devices(devices: Iterable[Any]) -> list[Disk]:
@@ -113,6 +117,7 @@ def _disk(device: Any, controller: Any) -> Disk:
         protected=obstacle is None,
         reason=obstacle or _remark(kind),
         fcd_id=_fcd_id(device),
+        layered=getattr(backing, "parent", None) is not None,
     )
 
 

@@ -72,6 +72,11 @@ def attachment(vm: Any, properties: Mapping[str, Any], disk: str) -> dict[str, A
     }
 
 
+def device_key(devices: Sequence[Any], disk: str) -> int | None:
+    """The key of the device that is the disk with this ID, or None."""
+    return next((device.key for device in devices if _fcd_id(device) == disk), None)
+
+
 def choose_slot(devices: Sequence[Any], wish: str | None) -> Slot:
     """A place that is free.
 

@@ -205,6 +205,11 @@ class Store:
         """Make a disk from a ``vim.vslm.CreateSpec``."""
         return located(self._wait(self.c.call(self._method("CreateDisk"), spec), timeout), self.datastores)
 
+    def create_from_snapshot(self, disk: Fcd, snapshot: str, name: str, *, timeout: float = TIMEOUT) -> Fcd:
+        """Make another disk that holds what the snapshot with this ID holds."""
+        found = self._run("CreateDiskFromSnapshot", disk, _id(snapshot), name, timeout=timeout)
+        return located(found, self.datastores)
+
     def register(self, url: str, name: str) -> Fcd:
         """Make a first class disk of a virtual disk that exists.
 

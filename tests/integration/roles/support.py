@@ -139,10 +139,13 @@ class Run:
 
 
 class Site:
-    """A lab, a repository for its VMs, and everything a run of a playbook leaves, below one directory."""
+    """A lab, a repository for its VMs, and everything a run of a playbook leaves, below one directory.
 
-    def __init__(self, lab: Lab, home: Path) -> None:
-        self.lab, self.home = lab, home
+    :param library: directory of the stand-in for VDDK; None has the disks accessed natively
+    """
+
+    def __init__(self, lab: Lab, home: Path, library: str | None) -> None:
+        self.lab, self.home, self.library = lab, home, library
         self.repository = home / "repository"
         self.repository.mkdir()
         self._runs = 0
@@ -159,7 +162,7 @@ class Site:
 
     def variables(self) -> dict[str, Any]:
         """What all hosts of an inventory share."""
-        common = {"repository": str(self.repository), "vddk_libdir": self.lab.vddk_libdir}
+        common = {"repository": str(self.repository), "vddk_libdir": self.library or ""}
         both = {f"vm_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
         return {**both, "vm_backup_copy_retries": 0}
 
@@ -199,7 +202,7 @@ class Site:
 
     def backup(self, machine: Machine) -> None:
         """Make a restore point as the role does, in a tenth of the time."""
-        Chain(self.lab.module_args(), machine.moid, str(self.repository), self.lab.vddk_libdir).backup(modules.run)
+        Chain(self.lab.module_args(), machine.moid, str(self.repository), self.library).backup(modules.run)
 
     def points(self, machine: Machine, repository: Path | None = None, whole: bool = True) -> list[dict[str, Any]]:
         """The restore points of a VM, oldest first, whole unless damage was done, with nothing beside them."""

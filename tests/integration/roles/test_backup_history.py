@@ -21,6 +21,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 
 pytestmark = pytest.mark.timeout(600)
 
+ACCESS = ["vddk", "native"]
 ODD = MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
 

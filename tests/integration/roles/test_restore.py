@@ -29,6 +29,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 
 pytestmark = pytest.mark.timeout(600)
 
+ACCESS = ["vddk", "native"]
 ODD = 2 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 Moment = dict[str, bytes]  # what each disk held, by its backing UUID
 
@@ -56,7 +57,7 @@ def _backup_while_disks_are_added(site: Site, machine: Machine) -> None:
             args = {**args, "unprotected": [{"label": "Hard disk 9", "reason": "raw"}]}
         return modules.run(module, args)
 
-    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.lab.vddk_libdir).backup(run)
+    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.library).backup(run)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
     shared = site.home / "shared"
     shared.mkdir()
     shared.chmod(0o755)
+    full = "VIX_E_DISK_FULL" if site.library else "code 8"
     to_images = {"vm": "web", "to": "images", "image_dir": str(site.home / "images")}
     mapped = {
         "folder": "restored/here",
@@ -124,7 +126,7 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
         "no-point": Case({"id": first["id"][:-7] + "000000Z"}, (first["id"][:-7] + "000000Z",)),
         "too-early": Case({"vm": "web", "as_of": "2001-01-01T00:00:00Z"}, ("2001-01-01",)),
         "damaged": Case({"vm": "hurt", "name": "n3"}, ("is not whole", "disk-2000.qcow2", "vm_restore_id")),
-        "write-error": Case({"vm": "big", "name": "n4"}, ("big was not restored", "Nothing of it", "VIX_E_DISK_FULL")),
+        "write-error": Case({"vm": "big", "name": "n4"}, ("big was not restored", "Nothing of it", full)),
     }
 
 
@@ -132,13 +134,16 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
 def restored(site: Site, cases: dict[str, Case]) -> Run:
     """All cases in one run. Writing behind the end of the small disks fails."""
     site.lab.create_vm("elsewhere", disks=[], folder="restored/here")
-    site.lab.vddk(faults=[{"op": "write", "start": 5 * MIB, "length": MIB, "code": 8, "count": 1000}])
+    fault = {"op": "write", "start": 5 * MIB, "length": MIB, "code": 8, "count": 1000}
+    site.lab.vddk(faults=[fault])
+    site.lab.nfc(faults=[{**fault, "action": "error"}])
     hosts = {
         name: {f"vm_restore_{option}": value for option, value in case.variables.items()}
         for name, case in cases.items()
     }
     run = site.run(RESTORE, hosts, rc=2)
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
     return run
 
 
@@ -220,15 +225,17 @@ def test_nothing_else_is_made(site: Site, restored: Run):
 def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     """The next run finds the unfinished VM by its mark, and finishes it."""
     site.lab.vddk(latency_ms=250, in_flight=1)
+    site.lab.nfc(latency_ms=250)
     wanted = {"big": {"vm_restore_name": "again"}}
     killed = site.start(RESTORE, wanted)
-    handle = wait_for(lambda: site.lab.vddk()["open"], 60)[0]
+    handle = wait_for(lambda: site.lab.vddk()["open"] or site.lab.nfc()["open"], 60)[0]
     copiers = processes(f"/{past.big.uuid}/")
     os.killpg(killed.process.pid, signal.SIGKILL)
-    for process in [*copiers, handle["pid"]]:
+    for process in [*copiers, *([handle["pid"]] if "pid" in handle else [])]:
         os.kill(process, signal.SIGKILL)
     killed.process.wait()
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
     begun = site.vms()["again"]
     run = site.run(RESTORE, wanted)
     assert run["big"].result["vm"]["moid"] == begun

@@ -73,7 +73,7 @@ def volume(site: Site, name: str, size: int, **spec: Any) -> Volume:
 
 def variables(site: Site) -> dict[str, Any]:
     """What all hosts of an inventory of first class disks share."""
-    common = {"repository": str(site.repository), "vddk_libdir": site.lab.vddk_libdir}
+    common = {"repository": str(site.repository), "vddk_libdir": site.library or ""}
     both = {f"fcd_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
     return {**both, "fcd_backup_copy_retries": 0}
 
@@ -103,7 +103,7 @@ def backup(site: Site, disk: Volume) -> None:
         json.dump(record, file)
     of_snapshot = {**chosen, "snapshot": taken["id"]}
     areas = modules.run("disk_changed_areas", {**of_snapshot, "since": started["since"], "areas_dir": point["path"]})
-    copy = {"disks": areas["disks"], "image_dir": point["path"], "vddk_libdir": site.lab.vddk_libdir}
+    copy = {"disks": areas["disks"], "image_dir": point["path"], "vddk_libdir": site.library or ""}
     copied = modules.run("vddk_copy", {**of_snapshot, **copy})
     modules.run("fcd_snapshot", {**vcenter, "id": disk.id, "state": "absent", "stamp": {"job": "test"}})
     done = {"state": "completed", "id": point["id"], "run": point["run"], "fcd": found["fcd"], "disks": copied["disks"]}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import vddk_disk
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_disk import allocated
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import Parameters, Status
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import reopening, vddk_disk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import Status
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.reopening import allocated
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import Parameters
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_library import ASYNC, Info
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,12 +76,12 @@ class Library:
 def test_an_idle_disk_is_kept_alive(monkeypatch):
     """The host drops a connection that says nothing; a read of one sector says something."""
     clock = [1000.0]
-    monkeypatch.setattr(vddk_disk.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reopening.time, "monotonic", lambda: clock[0])
     library = Library()
     disk = vddk_disk.Disk(library, Parameters("/vddk", "vc", "u", "p", "AA", "vm-1", "[ds] a.vmdk"), Status(None))
     disk.keep_alive()  # not open yet
     disk.open()
-    clock[0] += vddk_disk.KEEP_ALIVE - 1
+    clock[0] += reopening.KEEP_ALIVE - 1
     disk.keep_alive()
     assert library.reads == []
     clock[0] += 1

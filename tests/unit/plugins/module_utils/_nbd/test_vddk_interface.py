@@ -13,6 +13,7 @@ import sys
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import plugins
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import vddk_interface as subject
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import Status
 
 DOCUMENT = {
     "library_dir": "/opt/vddk",
@@ -124,7 +125,7 @@ def test_errors_know_what_to_do_next():
 def test_status_lines_hold_no_secret_and_each_error_once(tmp_path):
     path = tmp_path / "status"
     seen = []
-    status = subject.Status(str(path), "Geheim-1", seen.append)
+    status = Status(str(path), "Geheim-1", seen.append)
     status.log("login with Geheim-1 failed", True)
     error = subject.VddkError("open", "Opening with Geheim-1 failed.", 1)
     status.error(error)

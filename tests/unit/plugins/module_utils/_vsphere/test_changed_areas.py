@@ -216,6 +216,19 @@ def test_the_areas_in_use_are_asked_for_by_a_star():
     assert "deprecated" in decision.warning
 
 
+@pytest.mark.parametrize(
+    ("known", "host", "reason"),
+    [
+        ({"layered": True}, None, "earlier snapshot"),
+        ({"change_id": None}, None, "not active"),
+        ({}, Host("6.0.0", "2494585"), "KB 2136854"),
+    ],
+)
+def test_the_areas_in_use_are_not_asked_for_where_they_could_be_wrong(known, host, reason):
+    with pytest.raises(subject.NeedsFull, match=reason):
+        subject.in_use(disk(**{"layered": False, **known}), never, arithmetic.normalise, host)
+
+
 @given(st.text(min_size=1).filter(lambda text: text == text.strip()), st.integers(0, 1 << 40))
 def test_a_change_id_has_two_parts(tracking, number):
     if "\n" not in tracking and tracking.isprintable():

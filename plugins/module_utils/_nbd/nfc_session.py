@@ -1,0 +1,288 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: one NFC session with an ESXi host, many requests at a time.
+
+Whoever has a request sends it, and waits; one thread receives, and puts what comes where it belongs. What is found
+to be wrong ends the session: whoever waits gets the error, and a new session with a new ticket has to be made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_interface as nfc
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import Fragment, NfcError
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_wire import Bytes, Wire
+
+GOODBYE = 5.0  # seconds for each answer at the end
+_CLOSED = "The session was closed."
+
+
+class _Operation:
+    """One operation in flight.
+
+    :param kind: of the message that answers it
+    :param view: where what is read goes
+    :param total: bytes to read or write
+    """
+
+    def __init__(self, kind: int, offset: int = 0, total: int = 0, view: memoryview | None = None) -> None:
+        self.kind = kind
+        self.offset = offset
+        self.total = total
+        self.view = view
+        self.missing = total
+        self.fragments: dict[int, int] = {}  # start: length
+        self.reply = b""
+        self.error: NfcError | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def finish(self, error: NfcError | None = None) -> None:
+        """Let the waiting thread go on."""
+        self.error = error
+        self._done.release()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait for the end; whether it came."""
+        return self._done.acquire(timeout=timeout)
+
+
+class Session:
+    """What follows authd: the classic handshake, and then messages in both ways at any time."""
+
+    def __init__(self, wire: Wire, buffer_size: int) -> None:
+        """Say hello and open the session.
+
+        :param buffer_size: the most bytes of data in a message
+        :raises NfcError: of the stage ``session`` if the host does not want it so
+        """
+        self.buffer_size = buffer_size
+        self.version = 0
+        self._wire = wire
+        self._sending = threading.Lock()  # also keeps operations in the order of their numbers
+        self._next = 0
+        self._state = threading.Lock()  # guards what follows
+        self._waiting: dict[int, _Operation] = {}
+        self._failure: NfcError | None = None
+        self._handle: int | None = None
+        self._overdue = False
+        self._receiver: threading.Thread | None = None
+        try:
+            self._shake_hands()
+            self._receiver = threading.Thread(target=self._receive, daemon=True)
+            self._receiver.start()
+            self._call("session", nfc.OPEN_SESSION, nfc.open_session(buffer_size))
+            self._call("options", nfc.SOCKET_OPTIONS, bytes(12))
+            self._call("options", nfc.RESOURCE_POOL, (1).to_bytes(4, "little"))
+        except BaseException:
+            self.close()
+            raise
+
+    # The beginning and the end
+
+    def _shake_hands(self) -> None:
+        try:
+            self._wire.send([nfc.classic(nfc.CLASSIC_HANDSHAKE, text=nfc.HASH)])
+            self._wire.send([nfc.classic(nfc.CLASSIC_PARAMETERS)])
+            if nfc.number_at(self._classic(nfc.CLASSIC_PARAMETERS_REPLY), 16) != 1:
+                raise nfc.broken("handshake", "The host did not accept the parameters of the NFC session.")
+            self._wire.send([nfc.classic(nfc.CLASSIC_VERSION, nfc.PROTOCOL_VERSION)])
+            self.version = nfc.number_at(self._classic(nfc.CLASSIC_VERSION), 4)
+            self._wire.send([nfc.connection_data()])
+            self._wire.send([nfc.classic(nfc.CLASSIC_FEATURES, nfc.FEATURES)])
+            self._wire.send([nfc.classic(nfc.CLASSIC_AIO)])
+            self._classic(nfc.CLASSIC_AIO)
+        except OSError as error:
+            cause = "no answer in time" if isinstance(error, TimeoutError) else error
+            raise nfc.lost("handshake", f"The host broke off the NFC handshake: {cause}.") from None
+
+    def _classic(self, kind: int) -> bytes:
+        message = bytearray(nfc.CLASSIC_SIZE)
+        self._wire.receive(memoryview(message))
+        if nfc.number_at(message, 0) != kind:
+            raise nfc.broken(
+                "handshake", f"The host sent a message of type {nfc.number_at(message, 0)} instead of {kind}."
+            )
+        return bytes(message)
+
+    def open_disk(self, path: str, read_only: bool) -> nfc.OpenFile:
+        """Open a disk by its path; one for each session."""
+        name = path.encode()
+        opened = nfc.OpenFile.parse(self._call("open", nfc.OPEN_FILE, nfc.open_file(name, read_only), name))
+        self._handle = opened.handle
+        return opened
+
+    def close_disk(self) -> None:
+        """Have the host close the disk, and say so."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._call("close", nfc.CLOSE_FILE, handle.to_bytes(8, "little"))
+
+    def close(self) -> None:
+        """Take leave if the connection still stands, and end it."""
+        if self._receiver is not None and self._failure is None:
+            with contextlib.suppress(NfcError, OSError):
+                if self._handle is not None:
+                    handle = self._handle.to_bytes(8, "little")
+                    self._call("close", nfc.CLOSE_FILE, handle, timeout=GOODBYE)
+                self._call("close", nfc.CLOSE_SESSION, bytes(4), timeout=GOODBYE)
+                with self._sending:
+                    self._wire.send([nfc.classic(nfc.CLASSIC_COMPLETE)])
+        self._fail(NfcError("close", _CLOSED, repeats=1))
+        if self._receiver is not None:
+            self._receiver.join()
+        self._wire.close()
+
+    # Requests
+
+    def read(self, view: memoryview, offset: int) -> NfcError | None:
+        """Fill the view from the disk; returns what went wrong, and the view is ours no more."""
+        operation = _Operation(nfc.IO, offset, len(view), view)
+        number = self._start(operation)
+        if number is not None:
+            self._send(nfc.message(nfc.IO, number, nfc.read_request(self._handle or 0, offset, len(view))))
+            self._sending.release()
+            operation.wait()
+        return operation.error
+
+    def write(self, data: Bytes, offset: int) -> NfcError | None:
+        """Write to the disk, with one answer for all of it; returns what went wrong."""
+        view, total = memoryview(data), len(data)
+        operation = _Operation(nfc.IO, offset, total)
+        number = self._start(operation)
+        if number is not None:
+            for start in range(0, total, self.buffer_size):
+                piece = view[start : start + self.buffer_size]
+                payload = nfc.write_fragment(self._handle or 0, offset, total, start, len(piece))
+                self._send(nfc.message(nfc.IO, number, payload), piece)
+            self._sending.release()
+            operation.wait()
+        return operation.error
+
+    def _call(self, stage: str, kind: int, payload: bytes, extra: bytes = b"", timeout: float = -1) -> bytes:
+        """One message and its answer."""
+        operation = _Operation(kind)
+        number = self._start(operation)
+        if number is not None:
+            self._send(nfc.message(kind, number, payload, extra))
+            self._sending.release()
+            if not operation.wait(timeout):
+                raise nfc.lost(stage, "The host did not answer in time.", nfc.HOST)
+        if operation.error:
+            error = operation.error
+            raise NfcError(stage, error.message, error.code, error.hint, error.repeats)
+        return operation.reply
+
+    def _start(self, operation: _Operation) -> int | None:
+        """Give the operation its number and take the right to send, or end it if the session has failed."""
+        self._sending.acquire()
+        with self._state:
+            if self._failure is None:
+                number = self._next
+                self._next += 1
+                self._waiting[number] = operation
+                return number
+        self._sending.release()
+        operation.finish(self._failure)
+        return None
+
+    def _send(self, *parts: Bytes) -> None:
+        """Send while holding the right to. Its failure reaches whoever waits."""
+        if self._failure is None:
+            try:
+                self._wire.send(parts)
+            except OSError as error:
+                self._fail(_broken_off(error))
+
+    def _fail(self, error: NfcError) -> None:
+        with self._state:
+            if self._failure is None:
+                self._failure = error
+        self._wire.shut()
+        if self._receiver is None or not self._receiver.is_alive():
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """Nobody receives any more, so what was asked for will not come."""
+        with self._state:
+            operations = list(self._waiting.values())
+            self._waiting.clear()
+        for operation in operations:
+            operation.finish(self._failure)
+
+    # What comes
+
+    def _receive(self) -> None:
+        try:
+            while self._failure is None:
+                self._receive_one()
+        except NfcError as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(_broken_off(error))
+        except Exception as error:  # noqa: BLE001 - whoever waits must not wait for ever
+            self._fail(nfc.broken("receive", f"What the host sent could not be taken: {error!r}."))
+        finally:
+            self._end_all()
+
+    def _receive_one(self) -> None:
+        header = bytearray(nfc.HEADER.size)
+        try:
+            self._wire.receive(memoryview(header))
+        except TimeoutError:
+            # What is waited for may have been asked for only just now.
+            if self._waiting and self._overdue:
+                raise
+            self._overdue = bool(self._waiting)
+            return
+        self._overdue = False
+        magic, kind, size, number = nfc.HEADER.unpack(header)
+        operation = self._waiting.get(number)
+        if magic != nfc.MAGIC or size > nfc.LARGEST_PAYLOAD:
+            raise nfc.broken("receive", f"The host sent what is no message: {header.hex()}.")
+        if operation is None or kind not in (nfc.ERROR, operation.kind):
+            raise nfc.broken("receive", f"The host sent a message of type {kind} that answers nothing.")
+        payload = bytearray(size)
+        self._wire.receive(memoryview(payload))
+        if kind == nfc.ERROR:
+            code = nfc.error_code(payload)
+            self._finish(number, operation, NfcError("request", f"The host refused with the code {code}.", code))
+        elif kind != nfc.IO:
+            operation.reply = bytes(payload)
+            self._finish(number, operation)
+        elif operation.view is None:
+            self._finish(number, operation)
+        else:
+            self._take(number, operation, operation.view, Fragment.parse(payload))
+
+    def _take(self, number: int, operation: _Operation, view: memoryview, fragment: Fragment) -> None:
+        """Receive a fragment of a read; it need not be the next one."""
+        start, length = fragment.start, fragment.length
+        fits = 0 < length <= operation.missing and start + length <= operation.total
+        same = fragment.offset == operation.offset and fragment.total & 0xFFFFFFFF == operation.total
+        if not fits or not same or start in operation.fragments or fragment.extra != length or fragment.operation >> 32:
+            raise nfc.broken("read", f"The host sent a fragment that does not fit: {fragment}.")
+        operation.fragments[start] = length
+        self._wire.receive(view[start : start + length])
+        operation.missing -= length
+        if not operation.missing:
+            place = 0
+            for start, length in sorted(operation.fragments.items()):
+                if start != place:
+                    raise nfc.broken("read", f"The host's fragments overlap at {start}.")
+                place += length
+            self._finish(number, operation)
+
+    def _finish(self, number: int, operation: _Operation, error: NfcError | None = None) -> None:
+        del self._waiting[number]
+        operation.finish(error)
+
+
+def _broken_off(error: OSError) -> NfcError:
+    if isinstance(error, TimeoutError):
+        return nfc.lost("receive", "The host did not answer in time.", nfc.HOST)
+    return nfc.lost("receive", f"The connection to the host broke: {error.strerror or error}.", nfc.HOST)

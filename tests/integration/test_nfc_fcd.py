@@ -1,0 +1,168 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""First class disks by the native access: through the VM that they are attached to, or a helper that is left clean."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+
+
+class Volume:
+    """A first class disk of the lab, a VM to help, and the shortest way to what tests need of them."""
+
+    def __init__(self, lab, run_module, name: str, directory: Path) -> None:
+        self.lab, self.run_module, self.directory = lab, run_module, directory
+        self.id = lab.create_fcd(name, SIZE, tracking=True)["id"]
+        self.helper = lab.create_vm(f"{name} helper", disks=[MIB])
+        lab.fcd_write(self.id, 0, os.urandom(3 * MIB))
+        lab.fcd_write(self.id, SIZE - 7, b"the end")
+        self.before = self.stock()
+
+    def stock(self) -> Any:
+        """All that may not differ afterwards: the disks there are, and those of the helper."""
+        return [disk["id"] for disk in self.lab.fcds()], self.lab.vm(self.helper["moid"])["disks"]
+
+    def attach(self, power: str) -> str:
+        vm = self.lab.create_vm(f"{self.id}-vm", disks=[MIB], tracking=True)["moid"]
+        self.lab.attach_fcd(self.id, vm)
+        self.lab.power(vm, power)
+        return vm
+
+    def copy(self, fail: bool = False, **options: Any) -> dict[str, Any]:
+        args = {
+            **self.lab.module_args(),
+            "fcd_id": self.id,
+            "access": "native",
+            "native_helper_vm": self.helper["moid"],
+            "disks": [{"disk": self.id}],
+            "image_dir": str(self.directory),
+            **options,
+        }
+        return self.run_module("vddk_copy", {key: value for key, value in args.items() if value is not None}, fail=fail)
+
+    def compare(self, image: str, snapshot: str = "") -> None:
+        """See by QEMU that an image with all below it is the disk, at a snapshot or now."""
+        raw = str(self.lab.fcd_file(self.id, snapshot))
+        subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, raw], check=True)
+
+
+@pytest.fixture
+def volume(lab, run_module, tmp_path, request):
+    made = Volume(lab, run_module, request.node.name[:40].replace("[", " ").replace("]", ""), tmp_path)
+    yield made
+    assert made.stock() == made.before
+
+
+@pytest.mark.parametrize("api", ["vim", "vslm"])
+@pytest.mark.parametrize("where", ["detached", "poweredOff", "poweredOn"])
+def test_full(volume, where, api):
+    if where != "detached":
+        volume.attach(where)
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    volume.lab.fcd_write(volume.id, 0, b"after the snapshot")
+    result = volume.copy(snapshot=snapshot, fcd_api=api)
+    (disk,) = result["disks"]
+    assert (disk["access"], disk["allocation"], disk["transport"]) == ("native", "change_tracking", "nbdssl")
+    assert disk["bytes_read"] < 8 * MIB
+    volume.compare(disk["image"], snapshot)
+    for session in volume.lab.nfc()["closed"]:
+        assert (session["vm"] == volume.helper["moid"], session["write"]) == (where == "detached", False)
+    assert volume.lab.sessions() == []
+    assert "warnings" not in result
+
+
+@pytest.mark.parametrize("where", ["detached", "poweredOn"])
+def test_chain(volume, where, tmp_path):
+    if where != "detached":
+        volume.attach(where)
+    since: list[dict[str, Any]] = []
+    for number in range(3):
+        volume.lab.fcd_write(volume.id, (number + 5) * MIB, os.urandom(MIB))
+        snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        look = {"fcd_id": volume.id, "snapshot": snapshot, "since": since, "areas_dir": str(directory)}
+        asked = volume.run_module("disk_changed_areas", {**volume.lab.module_args(), **look})["disks"]
+        (disk,) = volume.copy(snapshot=snapshot, disks=asked, image_dir=str(directory))["disks"]
+        assert disk["kind"] == ("incremental" if number else "full")
+        volume.compare(disk["image"], snapshot)
+        volume.lab.fcd_delete_snapshot(volume.id, snapshot)
+        since = [{**disk, "reason": None, "parent": disk["image"], "parent_id": "earlier"}]
+
+
+@pytest.mark.parametrize("where", ["detached", "poweredOff"])
+def test_restore(volume, where, tmp_path):
+    if where != "detached":
+        volume.attach(where)
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    (disk,) = volume.copy(snapshot=snapshot)["disks"]
+    volume.lab.fcd_delete_snapshot(volume.id, snapshot)
+    volume.lab.fcd_write(volume.id, 0, os.urandom(20 * MIB))
+    item = {"disk": volume.id, "image": disk["image"], "capacity": SIZE}
+    listed = str(tmp_path / "areas")
+    areas.write_file(listed, SIZE, [(0, 20 * MIB)])
+    volume.copy(direction="restore", image_dir=None, disks=[{**item, "areas_file": listed}])
+    volume.compare(disk["image"])
+    volume.lab.fcd_write(volume.id, 0, os.urandom(20 * MIB))
+    result = volume.copy(direction="restore", image_dir=None, disks=[item], verify=True)
+    assert result["changed"]
+    volume.compare(disk["image"])
+    assert all(session["orderly"] for session in volume.lab.nfc()["closed"])
+
+
+def test_no_helper(volume):
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    failed = volume.copy(snapshot=snapshot, native_helper_vm=None, fail=True)
+    assert failed["error_type"] == "NotSupported"
+    assert "native_helper_vm" in failed["next_step"]
+    assert volume.lab.nfc()["tickets"] == 0
+
+
+def test_a_helper_that_runs(volume):
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    volume.lab.power(volume.helper["moid"], "poweredOn")
+    failed = volume.copy(snapshot=snapshot, fail=True)
+    assert "is not powered off" in failed["msg"]
+
+
+def test_what_a_killed_run_left_is_put_away(volume):
+    """The copy of the killed run is still attached to the helper."""
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    left = volume.lab.create_fcd(f"holdfast.backup copy for reading {volume.id}", SIZE)["id"]
+    other = volume.lab.create_fcd("holdfast.backup copy for reading", SIZE)["id"]
+    volume.lab.attach_fcd(left, volume.helper["moid"])
+    (disk,) = volume.copy(snapshot=snapshot)["disks"]
+    volume.compare(disk["image"], snapshot)
+    assert other in [each["id"] for each in volume.lab.fcds()]
+    volume.lab.destroy_fcd(other)
+
+
+@pytest.mark.parametrize("direction", ["backup", "restore"])
+def test_a_copy_that_fails_leaves_nothing(volume, direction):
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    options = {"snapshot": snapshot}
+    if direction == "restore":
+        (disk,) = volume.copy(snapshot=snapshot)["disks"]
+        item = {"disk": volume.id, "image": disk["image"], "capacity": SIZE}
+        options = {"direction": "restore", "image_dir": None, "disks": [item]}
+    op = "write" if direction == "restore" else "read"
+    volume.lab.nfc(faults=[{"op": op, "action": "error", "code": 7, "count": 999}])
+    failed = volume.copy(fail=True, **options)
+    assert failed["failed_disks"][0]["code"] == 7
+
+
+def test_an_attachment_that_fails_leaves_nothing(volume):
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    volume.lab.fault(method="*AttachDisk*", fault="InvalidState", count=99)
+    failed = volume.copy(snapshot=snapshot, fail=True)
+    assert failed["error_type"] in ("VsphereFault", "TaskFailed")
