@@ -140,9 +140,15 @@ class FcdPlace:
         """Only a disk of ours has this name."""
         return f"holdfast.backup copy for reading {self._disk.id}"
 
+    @property
+    def _needed_helper(self) -> Machine:
+        """The helper: without one, nothing is attached."""
+        if self._helper is None:
+            raise NotSupported(f"There is no helper virtual machine for {self._disk.name}.", "Name native_helper_vm.")
+        return self._helper
+
     def _look_again(self) -> Machine:
-        helper = self._helper
-        assert helper is not None
+        helper = self._needed_helper
         read = self._store.c.retrieve([helper.vm], {type(helper.vm): [fcd_attachments.DEVICES]})
         return helper._replace(devices=list(read.get(helper.vm, {}).get(fcd_attachments.DEVICES, ())))
 
@@ -161,8 +167,7 @@ class FcdPlace:
 
     def _detach(self, disk: Fcd) -> None:
         if fcd_attachments.device_key(self._look_again().devices, disk.id) is not None:
-            assert self._helper is not None
-            self._store.detach(disk, self._helper.vm)
+            self._store.detach(disk, self._needed_helper.vm)
 
     def _remove(self, disk: Fcd) -> None:
         self._detach(disk)
