@@ -90,12 +90,12 @@ def examine(task: Task, settings: Settings, watch: Watch, chain: Sequence[str]) 
 def examine_hints(task: Task, settings: Settings, watch: Watch) -> bool:
     """See whether what a full copy takes for zeros is zeros, as far as samples tell.
 
-    :param task: a full copy with hints; they are distrusted if they are wrong
+    :param task: a full copy; its hints are distrusted if they are wrong
     """
-    assert task.hints is not None
-    in_use = task.hints.known()
+    hints = task.hints
+    in_use = hints.known() if hints else None
     chosen = None if in_use is None else _outside(task, settings, in_use)
-    if not chosen:
+    if hints is None or not chosen:
         return True
     descriptor, zeros = tempfile.mkstemp(dir=settings.directory, suffix=".qcow2")
     os.close(descriptor)
@@ -103,7 +103,7 @@ def examine_hints(task: Task, settings: Settings, watch: Watch) -> bool:
     found = jobs.compare(task, settings, watch, "audit", [zeros], chosen)
     if not found:
         return True
-    task.hints.distrust(
+    hints.distrust(
         f"at least {len(found)} of {_count(chosen)} samples outside the areas that are said to be in use hold data, "
         f"the first at byte {found[0][0]}; compare earlier full copies that were made natively (direction: compare)"
     )
