@@ -313,8 +313,9 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.listin
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, PointId, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
-    LEVELS,
+    CONTENT,
     NONE,
+    STRUCTURE,
     Report,
     Verifier,
 )
@@ -331,7 +332,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "id": {"type": "str"},
     "as_of": {"type": "str"},
     "newest": {"type": "bool", "default": False},
-    "verify": {"type": "str", "choices": list(LEVELS), "default": "none"},
+    "verify": {"type": "str", "choices": [NONE, STRUCTURE, CONTENT], "default": NONE},
 }
 
 _KEYS = {"vm": "instance_uuid", "fcd": "id"}
