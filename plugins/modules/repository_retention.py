@@ -448,14 +448,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress impo
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import (
     layout,
     listing,
-    manifest,
     pruning,
     retention,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.keeping import Wishes
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Owner, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.pruning import Outcome, Report
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.retention import PERIODS, Rules
 
@@ -505,7 +504,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     if params["merge"] and not module.check_mode:
         requirements.check_programs(merging=True)
     repository = layout.open_repository(params["repository"])
-    object_ids = listing.object_ids(repository, _selection(params))
+    object_ids = listing.object_ids(repository, Selection.from_options(params))
     directory = tempfile.mkdtemp(dir=module.tmpdir)
     try:
         settings = merging.Settings(directory, params["rate_limit"], params["compression"])
@@ -561,21 +560,6 @@ def _fits(policy: Mapping[str, Any], owner: Owner) -> bool:
     if policy[object_id] is not None:
         return policy[object_id].lower() == owner.object_id
     return policy[name] is not None and owner.name is not None and fnmatchcase(owner.name, policy[name])
-
-
-def _selection(params: Mapping[str, Any]) -> Selection:
-    uuid, fcd = params["instance_uuid"], params["fcd"]
-    if params["vm"] is not None:
-        uuid = Vm.from_result(params["vm"]).instance_uuid
-    if params["fcd_id"] is not None:
-        fcd = {"id": params["fcd_id"]}
-    return Selection(
-        name=params["name"],
-        moid=params["moid"],
-        instance_uuid=None if uuid is None else manifest.check_uuid(uuid),
-        fcd_id=None if fcd is None else Fcd.from_result(fcd).id,
-        fcd_name=params["fcd_name"],
-    )
 
 
 def _result(repository: Repository, reports: list[Report]) -> dict[str, Any]:

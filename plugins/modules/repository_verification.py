@@ -260,10 +260,9 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._options import duration
-from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest, records
+from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.batches import Batch, Outcome, Wanted
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Vm
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "repository": {"type": "path", "required": True},
@@ -299,7 +298,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             requirements.check_program("qemu-img")
     repository = layout.open_repository(params["repository"])
     watch = Watch(params["progress_dir"])
-    selected, _passed_over = listing.select(repository, _selection(params))
+    selected, _passed_over = listing.select(repository, Selection.from_options(params))
     batch = Batch(repository, wanted, images.check, content.content_hash, watch.check, watch.tell)
     outcome = batch.run(selected, datetime.now(timezone.utc), module.check_mode)
     result = {
@@ -324,20 +323,6 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     ]
     _raise_problems(module, outcome, {**result, "warnings": warnings} if warnings else result)
     return {**result, "warnings": warnings}
-
-
-def _selection(params: dict[str, Any]) -> Selection:
-    uuid = params["instance_uuid"]
-    if params["vm"] is not None:
-        uuid = Vm.from_result(params["vm"]).instance_uuid
-    fcd = params["fcd"] if params["fcd_id"] is None else {"id": params["fcd_id"]}
-    return Selection(
-        name=params["name"],
-        moid=params["moid"],
-        instance_uuid=None if uuid is None else manifest.check_uuid(uuid),
-        fcd_id=None if fcd is None else Fcd.from_result(fcd).id,
-        fcd_name=params["fcd_name"],
-    )
 
 
 def _raise_problems(module: AnsibleModule, outcome: Outcome, result: dict[str, Any]) -> None:

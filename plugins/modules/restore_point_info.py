@@ -302,6 +302,7 @@ restore_points:
 """
 
 import os
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -310,7 +311,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import images, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, manifest, pins, points
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selected, Selection
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, Owner, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Owner, PointId
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.records import Known
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.verification import (
     CONTENT,
@@ -373,16 +374,8 @@ def _only(owners: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 def _selection(params: dict[str, Any]) -> Selection:
-    uuid = params["instance_uuid"]
-    if params["vm"] is not None:
-        uuid = Vm.from_result(params["vm"]).instance_uuid
-    fcd = params["fcd"] if params["fcd_id"] is None else {"id": params["fcd_id"]}
-    return Selection(
-        name=params["name"],
-        moid=params["moid"],
-        instance_uuid=None if uuid is None else manifest.check_uuid(uuid),
-        fcd_id=None if fcd is None else Fcd.from_result(fcd).id,
-        fcd_name=params["fcd_name"],
+    return replace(
+        Selection.from_options(params),
         id=None if params["id"] is None else PointId.parse(params["id"]),
         as_of=None if params["as_of"] is None else manifest.parse_time(params["as_of"]),
         newest=params["newest"],

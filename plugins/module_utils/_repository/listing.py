@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import points
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.layout import Repository
-from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, PointId, Vm
+from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Fcd, PointId, Vm, check_uuid
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.points import Entry
 
 
@@ -32,6 +32,24 @@ class Selection:
     id: PointId | None = None
     as_of: datetime | None = None
     newest: bool = False
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Selection:
+        """Whose restore points, by the options ``name`` to ``fcd`` that modules have in common; all if none is given.
+
+        :raises InvalidInput: a UUID is none
+        """
+        uuid = options["instance_uuid"]
+        if options["vm"] is not None:
+            uuid = Vm.from_result(options["vm"]).instance_uuid
+        fcd = options["fcd"] if options["fcd_id"] is None else {"id": options["fcd_id"]}
+        return cls(
+            name=options["name"],
+            moid=options["moid"],
+            instance_uuid=None if uuid is None else check_uuid(uuid),
+            fcd_id=None if fcd is None else Fcd.from_result(fcd).id,
+            fcd_name=options["fcd_name"],
+        )
 
 
 @dataclass(frozen=True)
