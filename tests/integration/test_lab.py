@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,27 @@ def test_the_first_idle_vms_are_like_all_others(lab: Lab, si: Any) -> None:
         assert disk.backing.changeId
         assert lab.read(vm._moId, 2000, 0, 3) == bytes(3)
         WaitForTask(vm.RemoveAllSnapshots_Task())
+
+
+def test_files_and_sizes_of_snapshots(lab: Lab, guest: Callable[..., Guest]) -> None:
+    machine = guest(power="poweredOn")
+    first = lab.take_snapshot(machine.moid, "first", age=3600)
+    lab.write(machine.moid, 2000, 0, b"x" * 100)
+    second = machine.snapshot("second", memory=True)
+    before = machine.vm.layoutEx
+    machine.vm.RefreshStorageInfo()
+    layout = machine.vm.layoutEx
+    files = {file.key: file for file in layout.file}
+    chains = {one.key._GetMoId(): [unit.fileKey[-1] for unit in one.disk[0].chain] for one in layout.snapshot}
+    live = [unit.fileKey[-1] for unit in layout.disk[0].chain]
+    assert (chains[first], chains[second._GetMoId()]) == (live[:1], live[:2])
+    assert [files[key].size for key in live[1:]] == [BLOCK, 0]
+    assert {file.size for file in before.file if file.type == "diskExtent"} == {0}  # as of the last look
+    memory = {one.key._GetMoId(): one.memoryKey for one in layout.snapshot}
+    assert memory[first] == -1
+    assert files[memory[second._GetMoId()]].size == machine.vm.config.hardware.memoryMB * MIB
+    age = datetime.now(timezone.utc) - machine.vm.snapshot.rootSnapshotList[0].createTime
+    assert 3600 <= age.total_seconds() < 3660
 
 
 def test_disks_that_snapshots_leave_out(lab: Lab, guest: Callable[..., Guest]) -> None:

@@ -322,6 +322,10 @@ class Lab:
         """All snapshots, parents first: ``[{"moid", "id", "name", "description", "parent", "state", "quiesced"}]``."""
         return self.call("snapshots", vm=moid)
 
+    def take_snapshot(self, moid: str, name: str, description: str = "", memory: bool = False, age: int = 0) -> str:
+        """Take a snapshot ``age`` seconds ago, of which vCenter remembers no task; returns its moid."""
+        return self.call("take_snapshot", vm=moid, name=name, description=description, memory=memory, age=age)
+
     def tracking(self, **knobs: Any) -> dict[str, Any]:
         """Turn knobs of change tracking and snapshots (README.md) and return them all; clear_faults puts them back."""
         return self.call("knobs", **knobs)

@@ -41,6 +41,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("scatter", s.onBytes(s.scatterVerb))
 	handle("load", s.onBytes(s.loadVerb))
 	handle("snapshots", s.onVM(s.snapshotsVerb))
+	handle("take_snapshot", typed(s.takeSnapshotVerb))
 	handle("reset_tracking", s.onBytes(s.resetTrackingVerb))
 	handle("crash_host", typed(s.crashVerb))
 	handle("create_fcd", typed(s.createFCDVerb))

@@ -36,6 +36,7 @@ type node struct {
 	path     string
 	flat     string // the raw file on this machine
 	capacity int64
+	size     int64 // of its own, when it was measured last
 	parent   *node
 }
 

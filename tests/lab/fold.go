@@ -111,6 +111,7 @@ func (s *sim) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 			return &types.FileFault{File: err.Error()}
 		}
 	}
+	s.layOut(ctx, vm)
 	if vm.Runtime.ConsolidationNeeded {
 		s.update(ctx, vm, map[string]any{"runtime.consolidationNeeded": false, "summary.runtime.consolidationNeeded": false})
 	}

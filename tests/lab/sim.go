@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25"
@@ -32,6 +33,7 @@ type sim struct {
 	counts      counts
 	connections connections
 	collectors  collectors
+	instance    *simulator.ServiceInstance
 	common      types.ManagedObjectReference // the property collector that all sessions see
 	disks       disks
 	fcds        fcds
@@ -56,7 +58,8 @@ func newSim(service *simulator.Service, root types.ManagedObjectReference, o opt
 		datastore := e.(*simulator.Datastore)
 		s.disks.roots[datastore.Name] = datastore.Summary.Url
 	}
-	s.common = s.reg.Get(vim25.ServiceInstance).(*simulator.ServiceInstance).ServiceContent().PropertyCollector
+	s.instance = s.reg.Get(vim25.ServiceInstance).(*simulator.ServiceInstance)
+	s.common = s.instance.ServiceContent().PropertyCollector
 	s.collectors.sessions = map[string]*simulator.Session{}
 	s.counts.reset()
 	s.connections.open = map[net.Conn]struct{}{}
@@ -109,6 +112,9 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		return nil, &types.GuestOperationsUnavailable{}
 	}
 	s.collectors.meet(ctx.Session, s.common)
+	if strings.HasPrefix(m.Name, "RetrieveProperties") { // the simulator's clock stands still
+		ctx.WithLock(s.instance, func() { s.instance.ServerClock = time.Now().UTC() })
+	}
 	if m.Name == "Logout" {
 		s.collectors.leave(s.reg, s.common, ctx.Session.Key)
 	}

@@ -215,6 +215,9 @@ func (s *sim) writeState(vm *simulator.VirtualMachine, number int32, memory bool
 	for _, file := range s.stateFiles(vm, number) {
 		if memory || path.Ext(file) == ".vmsn" {
 			_ = os.WriteFile(file, []byte("state"), 0o600)
+			if memory && path.Ext(file) == ".vmem" {
+				_ = os.Truncate(file, int64(vm.Config.Hardware.MemoryMB)<<20)
+			}
 		}
 	}
 }

@@ -103,6 +103,7 @@ func (s *sim) setTree(ctx *simulator.Context, vm *simulator.VirtualMachine, tree
 			s.update(ctx, object, map[string]any{"childSnapshot": references(n.ChildSnapshotList)})
 		}
 	})
+	s.layOut(ctx, vm)
 }
 
 // snapshotObjects are the VM's snapshots, parents first.

@@ -222,8 +222,20 @@ class Connection:
 
     def collect(self, object_specs: list[Any], properties: Mapping[Any, Sequence[str]]) -> dict[Any, dict[str, Any]]:
         """Like :meth:`retrieve`, from prepared ObjectSpecs (with traversals)."""
+        found: dict[Any, dict[str, Any]] = {}
+        for entry in self.contents(object_specs, properties):
+            found.setdefault(entry.obj, {}).update({prop.name: prop.val for prop in entry.propSet})
+        return found
+
+    def contents(
+        self, object_specs: list[Any], properties: Mapping[Any, Sequence[str]], page: int | None = None
+    ) -> Iterator[Any]:
+        """What RetrievePropertiesEx answers (ObjectContent with ``missingSet``), in pages as they are asked for.
+
+        :param page: objects in one answer at most; the server may give fewer
+        """
         if not object_specs:
-            return {}
+            return
         collector = self.content.propertyCollector
         spec = vmodl.query.PropertyCollector.FilterSpec(
             objectSet=object_specs,
@@ -232,13 +244,13 @@ class Connection:
                 for kind, paths in properties.items()
             ],
         )
-        found: dict[Any, dict[str, Any]] = {}
-        page = self.read(collector.RetrievePropertiesEx, [spec], vmodl.query.PropertyCollector.RetrieveOptions())
-        while page is not None:
-            for entry in page.objects:
-                found.setdefault(entry.obj, {}).update({prop.name: prop.val for prop in entry.propSet})
-            page = self.read(collector.ContinueRetrievePropertiesEx, page.token) if page.token else None
-        return found
+        options = vmodl.query.PropertyCollector.RetrieveOptions()
+        if page is not None:
+            options.maxObjects = page
+        answer = self.read(collector.RetrievePropertiesEx, [spec], options)
+        while answer is not None:
+            yield from answer.objects
+            answer = self.read(collector.ContinueRetrievePropertiesEx, answer.token) if answer.token else None
 
     def thumbprint(self) -> str:
         """SHA-1 of the server's leaf certificate as this connection saw it, like ``AA:BB:...``."""
