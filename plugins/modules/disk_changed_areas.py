@@ -93,6 +93,7 @@ notes:
     C(VirtualMachine.State.RemoveSnapshot). For a first class disk C(Datastore.FileManagement) on its datastore is
     needed instead.
 seealso:
+  - module: holdfast.backup.vm_change_tracking
   - module: holdfast.backup.vm_snapshot
   - module: holdfast.backup.vddk_copy
   - module: holdfast.backup.restore_point

@@ -13,7 +13,7 @@ from ansible_collections.holdfast.backup.tests import modules
 from ansible_collections.holdfast.backup.tests.integration.copies import MIB, Copies
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
-JOB = {"job": "disk_changed_areas"}
+JOB = {"job": "change_tracking"}
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     change_tracking,
+    change_tracking_tasks,
     changed_areas,
     fcd_store,
     fcd_tracking,
     inventory,
     reverts,
-    tracking_reset,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import Host, Query
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
@@ -187,27 +187,30 @@ class VmOwner(Owner):
         return uuid
 
     def track(self, enable: bool, timeout: float, dry: bool) -> Tracked:
-        properties = self._find(*change_tracking.PROPERTIES)
-        before = after = change_tracking.inspect(self.name, properties)
-        plan = change_tracking.plan(before)
-        changed = enable and plan.changes
-        if changed and dry:
-            after = plan.outcome
-        elif changed:
-            properties, after = change_tracking.carry_out(self.c, self._vm, properties, plan, timeout)
-        return Tracked(changed, before, after, from_devices(properties["config.hardware.device"]))
+        if not enable:
+            properties = self._find(*change_tracking.PROPERTIES)
+            seen = change_tracking.inspect(self.name, properties)
+            return Tracked(False, seen, seen, list(seen.disks))
+        done = self._bring_about("enabled", None, timeout, dry)
+        # What vSphere refuses is the reason why it is not active: full copies need no tracking.
+        after = replace(done.after, obstacle=done.refused.message) if done.refused else done.after
+        return Tracked(done.changed, done.before, after, list(after.disks))
 
     def reset_tracking(self, choose: Choose, timeout: float, dry: bool) -> Tracked:
+        done = self._bring_about("reset", choose, timeout, dry)
+        refused = done.plan.blocked or (done.refused.message if done.refused else None)
+        reset = frozenset() if refused else done.plan.meant
+        return Tracked(done.changed, done.before, done.after, list(done.after.disks), reset, refused)
+
+    def _bring_about(
+        self, state: str, choose: Choose | None, timeout: float, dry: bool
+    ) -> change_tracking_tasks.Outcome:
+        def planned(before: change_tracking.Tracking) -> change_tracking.Plan:
+            keys = [disk.key for disk in choose(list(before.disks))] if choose else None
+            return change_tracking.plan(before, state, keys)
+
         properties = self._find(*change_tracking.PROPERTIES)
-        before = change_tracking.inspect(self.name, properties)
-        disks = from_devices(properties["config.hardware.device"])
-        chosen = choose(disks)
-        keys = frozenset(disk.key for disk in chosen)
-        if dry or not chosen or before.obstacle:
-            return _foretold(before, tracking_reset.expected(before), disks, keys, before.obstacle)
-        done = tracking_reset.of_vm(self.c, self._vm, self.name, properties, chosen, timeout)
-        disks = from_devices(done.properties["config.hardware.device"])
-        return Tracked(True, before, done.after, disks, frozenset() if done.refused else keys, done.refused)
+        return change_tracking_tasks.bring_about(self.c, self._vm, properties, planned, timeout, dry=dry)
 
     def in_snapshot(self, snapshot: str) -> tuple[list[Disk], Host | None]:
         host = self._find("runtime.host").get("runtime.host")

@@ -10,22 +10,24 @@ answers (VMware KB 320557), so that is never done. Whether a snapshot can be cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import VsphereFault
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound, NotSupported, VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     change_tracking,
+    change_tracking_tasks,
     fcd,
     fcd_attachments,
-    inventory,
-    tracking_reset,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd import Fcd
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_holders import holder
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_store import Store
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,8 @@ def inspect(c: Connection, store: Store, disk: Fcd) -> Tracking:
 
 def start(store: Store, disk: Fcd) -> Tracking:
     """Switch tracking on. What vSphere refuses becomes the obstacle: full copies need no tracking."""
-    try:
-        store.set_flags(disk, {fcd.TRACKING: True})
-    except VsphereFault as error:
-        return Tracking(enabled=False, obstacle=f"change tracking cannot be switched on: {error.message}")
-    return STARTED
+    refused = _refused(lambda on: store.set_flags(disk, {fcd.TRACKING: on}), True)
+    return Tracking(enabled=False, obstacle=refused) if refused else STARTED
 
 
 def restart(c: Connection, store: Store, disk: Fcd, timeout: float) -> str | None:
@@ -80,22 +79,51 @@ def restart(c: Connection, store: Store, disk: Fcd, timeout: float) -> str | Non
     :param timeout: seconds, for each task
     """
 
-    def off() -> None:
-        store.set_flags(disk, {fcd.TRACKING: False})
+    def switch(on: bool) -> None:
+        store.set_flags(disk, {fcd.TRACKING: on})
 
-    def on() -> None:
-        store.set_flags(disk, {fcd.TRACKING: True})
+    def planned(before: change_tracking.Tracking) -> change_tracking.Plan:
+        own = [each.key for each in before.disks if each.fcd_id == disk.id]
+        plan = change_tracking.plan(before, "reset", own)
+        # The settings of a VM that tracks nothing stay as they are.
+        return plan if before.enabled else replace(plan, steps=(_stun(on=False), _stun(on=True)))
 
     if not disk.consumers:
-        return tracking_reset.attempt(off) or tracking_reset.attempt(on)
+        return _refused(switch, False) or _refused(switch, True)
     found = fcd_attachments.consumers(c, [disk], [*change_tracking.PROPERTIES])
     if disk.id not in found:
         return f"it is attached to {disk.consumers[0]}, which cannot be seen"
     vm, properties = found[disk.id]
-    name = inventory.unescape(properties["name"])
-    own = [each for each in from_devices(properties["config.hardware.device"]) if each.fcd_id == disk.id]
-    tracked = bool(properties.get("config.changeTrackingEnabled"))
-    return tracking_reset.of_vm(c, vm, name, properties, own, timeout, off, on, own_settings=tracked).refused
+    done = change_tracking_tasks.bring_about(c, vm, properties, planned, timeout, beside=switch)
+    return done.plan.blocked or (done.refused.message if done.refused else None)
+
+
+def kept_on(c: Connection, disks: Iterable[Disk]) -> frozenset[int]:
+    """Keys of those of a VM's disks that are first class disks whose own control flag tracks them.
+
+    Two requests for each that has a change ID. Of one that the user may not look up, nothing is known.
+    """
+    found = []
+    for disk in disks:
+        if disk.fcd_id and disk.change_id:
+            place = re.match(r"\[(.+?)\] ", disk.path)
+            with contextlib.suppress(NotFound, NotSupported, VsphereFault):
+                if open_store(c).find(id=disk.fcd_id, datastore=place[1] if place else None).tracked:
+                    found.append(disk.key)
+    return frozenset(found)
+
+
+def _stun(on: bool) -> change_tracking.Step:
+    return change_tracking.Step(on=on, enabled=False, slots={}, settings=False, stun=True)
+
+
+def _refused(switch: Callable[[bool], None], on: bool) -> str | None:
+    """Switch the flag; returns why vSphere refuses."""
+    try:
+        switch(on)
+    except VsphereFault as error:
+        return f"change tracking cannot be switched {'on' if on else 'off'}: {error.message}"
+    return None
 
 
 def obstacle(c: Connection, store: Store, disk: Fcd) -> str | None:

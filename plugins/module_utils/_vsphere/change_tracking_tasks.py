@@ -1,0 +1,237 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: switching the change tracking of a VM's disks, as ``change_tracking`` plans it.
+
+Each step sets what is to be set and stuns the VM by a snapshot that is removed at once, whatever happens between.
+Tasks of others on the VM are let end before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
+    NotFound,
+    TaskFailed,
+    VsphereFault,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    change_tracking,
+    inventory,
+    snapshot_tasks,
+    snapshots,
+    tasks,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.change_tracking import JOB, Plan, Step, Tracking
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
+
+T = TypeVar("T")
+REMOVALS = 2  # further attempts to remove a snapshot of ours
+CREATIONS = ("VirtualMachine.createSnapshot", "VirtualMachine.createSnapshotEx")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan.
+
+    :param after: as the configuration says now, or as it would
+    :param refused: why the disks are not all in the wanted state, if so
+    """
+
+    plan: Plan
+    after: Tracking
+    refused: VsphereFault | None = None
+
+    @property
+    def before(self) -> Tracking:
+        return self.plan.before
+
+    @property
+    def changed(self) -> bool:
+        return self.plan.changes
+
+
+def bring_about(
+    c: Connection,
+    vm: Any,
+    properties: Mapping[str, Any],
+    planned: Callable[[Tracking], Plan],
+    timeout: float,
+    *,
+    dry: bool = False,
+    beside: Callable[[bool], None] = lambda on: None,
+) -> Outcome:
+    """Plan the change tracking of a VM, and carry it out. What vSphere refuses is told in the outcome.
+
+    :param properties: ``inventory.IDENTITY`` and values of ``change_tracking.PROPERTIES`` as they are
+    :param planned: makes the plan; it is asked again if there was another task to wait for
+    :param timeout: seconds, for each task
+    :param dry: only foretell the outcome
+    :param beside: is done in each step before the settings, given whether it switches tracking on
+    :raises VsphereFault: our own snapshot could not be removed
+    :raises TimedOut: a task took too long
+    """
+    patience = Patience(timeout)
+    plan = planned(_inspected(properties))
+    if dry or not plan.changes:
+        return Outcome(plan, plan.outcome)
+    if let_tasks_end(c, vm, patience):
+        properties = _read(c, vm)
+        plan = planned(_inspected(properties))
+    if plan.before.leftovers:
+        clear(c, vm, patience)
+    # What vSphere refuses at first does not keep tracking from being on in the end. With a snapshot that cannot be
+    # removed it would begin above that, so then it stays off, and the next run switches it on.
+    refusals = [_take(c, vm, properties, step, patience, beside) for step in plan.todo]
+    # Read anew: vSphere does not announce extraConfig after a snapshot changed it.
+    after = replace(_inspected(_read(c, vm)), kept=plan.before.kept)
+    refused = next((refusal for refusal in refusals if refusal), None)
+    missed = None if plan.blocked else plan.missed(after)
+    if missed and not refused:
+        refused = VsphereFault(f"{missed}.", "See the events of the virtual machine and the limits of its host.")
+    return Outcome(plan, after, refused)
+
+
+def _take(
+    c: Connection,
+    vm: Any,
+    properties: Mapping[str, Any],
+    step: Step,
+    patience: Patience,
+    beside: Callable[[bool], None],
+) -> VsphereFault | None:
+    """Take one step; returns why vSphere refuses."""
+    said = "on" if step.on else "off"
+    try:
+        beside(step.on)
+        if step.settings:
+            _in_turn(c, patience, lambda: patience.wait(c, c.call(vm.ReconfigVM_Task, _spec(step))))
+    except VsphereFault as error:
+        return _refusal(f"change tracking cannot be switched {said}", error)
+    try:
+        if step.stun:
+            stun(c, vm, properties, patience)
+    except Unstunned as error:
+        return _refusal(f"the snapshot that switches change tracking {said} cannot be made", error)
+    return None
+
+
+def _refusal(what: str, error: VsphereFault) -> VsphereFault:
+    refusal = VsphereFault(f"{what}: {error.message}", error.next_step, **error.details)
+    refusal.__cause__ = error
+    return refusal
+
+
+def _spec(step: Step) -> vim.vm.ConfigSpec:
+    options = [
+        vim.option.OptionValue(key=f"{slot}.ctkEnabled", value="TRUE" if on else "FALSE")
+        for slot, on in step.slots.items()
+    ]
+    return vim.vm.ConfigSpec(changeTrackingEnabled=step.enabled, extraConfig=options)
+
+
+class Unstunned(VsphereFault):
+    """vSphere refused the snapshot that was to stun the VM."""
+
+
+def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patience) -> None:
+    """Make a snapshot and remove it again, whatever happens between.
+
+    :raises Unstunned: vSphere refuses to make it
+    :raises VsphereFault: it could not be removed
+    """
+    expires = datetime.now(timezone.utc) + timedelta(seconds=patience.timeout)
+    wish = Wish(
+        name="holdfast.backup change tracking",
+        description="Switches change tracking and is removed at once.",
+        stamp=Stamp(JOB, uuid.uuid4().hex, expires.replace(microsecond=0)),
+    )
+    made = False
+    try:
+        state, _record, _warnings = _in_turn(
+            c, patience, lambda: snapshot_tasks.create(c, vm, properties, wish, patience)
+        )
+        made = True
+        _remove(c, vm, state, patience)
+    except BaseException as error:
+        clear(c, vm, patience)
+        if made and isinstance(error, BackupError):
+            return
+        if isinstance(error, VsphereFault):
+            raise Unstunned(error.message, error.next_step, **error.details) from error
+        raise
+
+
+def clear(c: Connection, vm: Any, patience: Patience) -> None:
+    """Remove our stunning snapshots, also one that an interrupted call is still making.
+
+    Whatever comes between, be it a fault or the wish to stop, the removal is tried again first.
+    """
+    for attempts_left in reversed(range(REMOVALS)):
+        try:
+            let_tasks_end(c, vm, patience, CREATIONS)
+            state, _disks = snapshot_tasks.look(c, vm)
+            _remove(c, vm, state, patience)
+            return
+        except BackupError:
+            if not attempts_left:
+                raise
+
+
+def _remove(c: Connection, vm: Any, state: snapshot_tasks.State, patience: Patience) -> None:
+    snapshot_tasks.remove(c, vm, snapshots.owned(state.snapshots, JOB), children=False, patience=patience)
+
+
+def let_tasks_end(c: Connection, vm: Any, patience: Patience, kinds: Sequence[str] = ()) -> bool:
+    """Wait for the tasks that work on a VM, whatever becomes of them; returns whether there were any.
+
+    :param kinds: only those with one of these description IDs
+    """
+    collector = vmodl.query.PropertyCollector
+    from_vm = collector.TraversalSpec(type=vim.VirtualMachine, path="recentTask")
+    recent = collector.ObjectSpec(obj=vm, skip=True, selectSet=[from_vm])
+    read = c.collect([recent], {vim.Task: ["info.descriptionId", "info.state"]})
+    found = [
+        task
+        for task, info in read.items()
+        if info.get("info.state") in ("queued", "running") and (not kinds or info.get("info.descriptionId") in kinds)
+    ]
+    for task in found:
+        with contextlib.suppress(TaskFailed, NotFound):
+            patience.wait(c, task)
+    return bool(found)
+
+
+def _in_turn(c: Connection, patience: Patience, action: Callable[[], T]) -> T:
+    """Do something on a VM; where another task was faster, after that."""
+    deadline = time.monotonic() + patience.timeout
+    while True:
+        try:
+            return action()
+        except VsphereFault as error:
+            other = getattr(error.__cause__, "task", None)
+            left = deadline - time.monotonic()
+            if error.details.get("fault") != "TaskInProgress" or other is None or left <= 0:
+                raise
+        with contextlib.suppress(TaskFailed, NotFound):
+            tasks.wait(c, other, timeout=left)
+
+
+def _read(c: Connection, vm: Any) -> dict[str, Any]:
+    return c.retrieve([vm], {vim.VirtualMachine: [*inventory.IDENTITY, *change_tracking.PROPERTIES]})[vm]
+
+
+def _inspected(properties: Mapping[str, Any]) -> Tracking:
+    return change_tracking.inspect(inventory.unescape(properties["name"]), properties)
