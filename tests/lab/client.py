@@ -152,7 +152,7 @@ class Lab:
         :param spec: ``folder``, ``power`` ("poweredOn" or "poweredOff"), ``tracking`` (set and active), ``firmware``,
             ``nics`` (network names), ``tools`` ("running" or "notRunning"), ``version`` ("vmx-21"), ``controller``
             ("pvscsi", "lsilogic", "sata", "nvme", "ide"), ``bus_sharing``, ``extra_config``, ``guest_id``,
-            ``datastore``, ``template``, ``annotation``, ``cpus``, ``memory_mb``
+            ``datastore``, ``template``, ``fault_tolerance``, ``annotation``, ``cpus``, ``memory_mb``
         """
         given = [disk if isinstance(disk, dict) else {"size": disk} for disk in ([1 << 30] if disks is None else disks)]
         return self.call("create_vm", name=name, disks=given, **spec)
@@ -319,12 +319,35 @@ class Lab:
     # snapshots and change tracking
 
     def snapshots(self, moid: str) -> list[dict[str, Any]]:
-        """All snapshots, parents first: ``[{"moid", "id", "name", "description", "parent", "state", "quiesced"}]``."""
+        """All snapshots, parents first, each as the verb ``snapshots`` describes it (README.md)."""
         return self.call("snapshots", vm=moid)
 
-    def take_snapshot(self, moid: str, name: str, description: str = "", memory: bool = False, age: int = 0) -> str:
-        """Take a snapshot ``age`` seconds ago, of which vCenter remembers no task; returns its moid."""
-        return self.call("take_snapshot", vm=moid, name=name, description=description, memory=memory, age=age)
+    def take_snapshot(self, moid: str, name: str, **how: Any) -> str:
+        """Take a snapshot as somebody else would; returns its moid, or "" of one that is still being taken.
+
+        :param how: ``description``, ``memory``, ``age`` (so many seconds ago), ``user`` (whose task it was; without one
+            vCenter remembers no task), ``seconds`` (how long it takes), ``background`` (do not wait for it)
+        """
+        return self.call("take_snapshot", vm=moid, name=name, **how).get("moid", "")
+
+    def remove_snapshot(self, moid: str, snapshot: str, **how: Any) -> None:
+        """Remove a snapshot as somebody else would: ``children``, ``consolidate``, ``seconds``, ``background``."""
+        self.call("remove_snapshot", vm=moid, snapshot=snapshot, **how)
+
+    def busy(self, moid: str, seconds: float, name: str = "relocate") -> None:
+        """Let a task of this name run on a VM for so long: others are refused meanwhile."""
+        self.call("task", vm=moid, name=name, seconds=seconds, background=True)
+
+    def before(self, method: str, verb: str, count: int = 1, skip: int = 0, object: str = "", **params: Any) -> None:
+        """When a client next calls ``method``, do a verb of the control interface first: the world changes meanwhile.
+
+        :param skip: let so many calls go by first; ``object``: only calls to the object of this moid
+        """
+        self.call("fault", method=method, do=verb, count=count, skip=skip, object=object, **{"with": params})
+
+    def datastore(self, name: str, **values: Any) -> dict[str, Any]:
+        """Set a datastore's ``free`` and ``capacity`` (bytes) and ``maintenance_mode``; returns its summary."""
+        return self.call("datastore", name=name, **values)
 
     def tracking(self, **knobs: Any) -> dict[str, Any]:
         """Turn knobs of change tracking and snapshots (README.md) and return them all; clear_faults puts them back."""
@@ -349,6 +372,7 @@ class Lab:
         object: str = "",
         drop: bool = False,
         status: int = 0,
+        partly: int = 0,
     ) -> None:
         """Misbehave ``count`` times (0: for ever) in a call of ``method`` or in a ``task``, after ``skip`` good ones.
 
@@ -356,6 +380,7 @@ class Lab:
         :param object: only for the object of this moid
         :param fault: type name of the fault; none for a mere delay
         :param drop: reset the connection (calls only); ``status``: answer with this HTTP status
+        :param partly: of a removal of several snapshots: so many are gone when it fails
         """
         rule = {
             "method": method,
@@ -369,6 +394,7 @@ class Lab:
             "object": object,
             "drop": drop,
             "status": status,
+            "partly": partly,
         }
         self.call("fault", **rule)
 

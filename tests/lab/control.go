@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 
@@ -18,9 +19,20 @@ type verb func(body json.RawMessage) (any, error)
 // controlMux serves the control interface: POST /control/<verb> with a JSON object.
 func (s *sim) controlMux() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(name string, v verb) { mux.HandleFunc("POST /control/"+name, serveVerb(v)) }
+	verbs := map[string]verb{}
+	handle := func(name string, v verb) {
+		verbs[name] = v
+		mux.HandleFunc("POST /control/"+name, serveVerb(v))
+	}
 	handle("ready", typed(func(struct{}) (any, error) { return s.ready, nil }))
-	handle("fault", typed(func(x rule) (any, error) { return nil, s.rules.add(&x) }))
+	handle("fault", typed(func(x rule) (any, error) {
+		if x.Do != "" {
+			if x.first = verbs[x.Do]; x.first == nil {
+				return nil, fmt.Errorf("no verb %q", x.Do)
+			}
+		}
+		return nil, s.rules.add(&x)
+	}))
 	handle("clear_faults", typed(s.clearFaults))
 	handle("requests", typed(s.requests))
 	handle("sessions", typed(func(struct{}) (any, error) { return s.sessions(), nil }))
@@ -41,7 +53,13 @@ func (s *sim) controlMux() http.Handler {
 	handle("scatter", s.onBytes(s.scatterVerb))
 	handle("load", s.onBytes(s.loadVerb))
 	handle("snapshots", s.onVM(s.snapshotsVerb))
-	handle("take_snapshot", typed(s.takeSnapshotVerb))
+	handle("take_snapshot", typed(s.takeVerb))
+	handle("remove_snapshot", typed(s.removeSnapshotVerb))
+	handle("rename_snapshot", typed(s.renameVerb))
+	handle("revert_snapshot", typed(s.revertVerb))
+	handle("rename_vm", typed(s.renameVMVerb))
+	handle("task", typed(s.taskVerb))
+	handle("datastore", typed(s.datastoreVerb))
 	handle("reset_tracking", s.onBytes(s.resetTrackingVerb))
 	handle("crash_host", typed(s.crashVerb))
 	handle("create_fcd", typed(s.createFCDVerb))

@@ -76,7 +76,7 @@ func (v *volume) drop(n *fcdSnapshot) {
 }
 
 func (v *volume) takeVM() {
-	ref, err := v.s.takeSnapshot(v.s.context(), v.vm, &types.CreateSnapshotEx_Task{Name: "n"}, false)
+	ref, err := v.s.takeSnapshot(v.s.context(), v.vm, &types.CreateSnapshotEx_Task{Name: "n"}, false, 0)
 	if err != nil {
 		v.t.Fatal(err)
 	}

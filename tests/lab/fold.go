@@ -5,6 +5,8 @@ package main
 
 import (
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/object"
@@ -26,30 +28,50 @@ func (*labSnapshot) Unlock() {}
 
 // RemoveSnapshotTask removes a snapshot, and its children if asked.
 func (n *labSnapshot) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
-	s := n.s
 	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{
-		Returnval: s.begin(ctx, n.Vm, "removeSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
-			vm := s.vm(n.Vm)
-			if wayTo(roots(vm), n.Self) == nil {
-				return nil, &types.ManagedObjectNotFound{Obj: n.Self}
-			}
-			progress(50)
-			tree, gone := without(copyTree(roots(vm)), n.Self, req.RemoveChildren)
-			return nil, s.drop(ctx, vm, tree, gone, req.Consolidate)
-		})}}
+		Returnval: n.s.startRemoval(ctx, job{}, n.Vm, n.Self, req.RemoveChildren, req.Consolidate)}}
+}
+
+// startRemoval removes a snapshot, and its children if asked.
+func (s *sim) startRemoval(ctx *simulator.Context, j job, owner, snapshot types.ManagedObjectReference, children bool, consolidate *bool) types.ManagedObjectReference {
+	j.entity, j.name = owner, "removeSnapshot"
+	j.partly = func(ctx *simulator.Context, n int) {
+		_, gone := without(roots(s.vm(owner)), snapshot, children)
+		s.dropLeaves(ctx, s.vm(owner), gone, n)
+	}
+	return s.start(ctx, j, func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+		vm := s.vm(owner)
+		if wayTo(roots(vm), snapshot) == nil {
+			return nil, &types.ManagedObjectNotFound{Obj: snapshot}
+		}
+		progress(50)
+		tree, gone := without(copyTree(roots(vm)), snapshot, children)
+		return nil, s.drop(ctx, vm, tree, gone, consolidate)
+	})
+}
+
+// dropLeaves removes so many of the snapshots, the last ones first: what a removal that fails has done by then.
+func (s *sim) dropLeaves(ctx *simulator.Context, vm *simulator.VirtualMachine, doomed []types.ManagedObjectReference, n int) {
+	for _, ref := range doomed[max(0, len(doomed)-n):] {
+		tree, gone := without(copyTree(roots(vm)), ref, false)
+		s.drop(ctx, vm, tree, gone, nil)
+	}
 }
 
 // RemoveAllSnapshotsTask removes every snapshot of the VM.
 func (v *labVM) RemoveAllSnapshotsTask(ctx *simulator.Context, req *types.RemoveAllSnapshots_Task) soap.HasFault {
 	vm, s := v.VirtualMachine, v.s
+	all := func() (refs []types.ManagedObjectReference) {
+		for _, snapshot := range s.snapshotObjects(vm) {
+			refs = append(refs, snapshot.Self)
+		}
+		return refs
+	}
+	j := job{entity: vm.Self, name: "removeAllSnapshots", partly: func(ctx *simulator.Context, n int) { s.dropLeaves(ctx, vm, all(), n) }}
 	return &methods.RemoveAllSnapshots_TaskBody{Res: &types.RemoveAllSnapshots_TaskResponse{
-		Returnval: s.begin(ctx, vm.Self, "removeAllSnapshots", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
-			var gone []types.ManagedObjectReference
-			for _, snapshot := range s.snapshotObjects(vm) {
-				gone = append(gone, snapshot.Self)
-			}
+		Returnval: s.start(ctx, j, func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
 			progress(50)
-			return nil, s.drop(ctx, vm, nil, gone, req.Consolidate)
+			return nil, s.drop(ctx, vm, nil, all(), req.Consolidate)
 		})}}
 }
 
@@ -203,24 +225,33 @@ func (n *labSnapshot) RenameSnapshot(ctx *simulator.Context, req *types.RenameSn
 		body.Fault_ = refuse(&types.ManagedObjectNotFound{Obj: n.Self}, "")
 		return body
 	}
+	if fault := n.s.renameSnapshot(ctx, vm, n.Self, req.Name, req.Description); fault != nil {
+		body.Fault_ = refuse(fault, "")
+	} else {
+		body.Res = new(types.RenameSnapshotResponse)
+	}
+	return body
+}
+
+// renameSnapshot changes name and description, each if given; the description may be the mark of an empty one.
+func (s *sim) renameSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, ref types.ManagedObjectReference, name, description string) (fault types.BaseMethodFault) {
 	ctx.WithLock(vm, func() {
 		tree := copyTree(roots(vm))
-		way := wayTo(tree, n.Self)
+		way := wayTo(tree, ref)
 		if way == nil {
-			body.Fault_ = refuse(&types.ManagedObjectNotFound{Obj: n.Self}, "")
+			fault = &types.ManagedObjectNotFound{Obj: ref}
 			return
 		}
 		entry := way[len(way)-1]
-		if req.Name != "" {
-			entry.Name = req.Name
+		if name != "" {
+			entry.Name = s.stored(name)
 		}
-		if req.Description != "" {
-			entry.Description = req.Description
+		if description != "" {
+			entry.Description = strings.TrimSuffix(description, cleared)
 		}
-		n.s.setTree(ctx, vm, tree, current(vm))
-		body.Res = new(types.RenameSnapshotResponse)
+		s.setTree(ctx, vm, tree, current(vm))
 	})
-	return body
+	return fault
 }
 
 // RevertToSnapshotTask brings the VM back to a snapshot.
@@ -229,7 +260,7 @@ func (n *labSnapshot) RevertToSnapshotTask(ctx *simulator.Context, req *types.Re
 	return &methods.RevertToSnapshot_TaskBody{Res: &types.RevertToSnapshot_TaskResponse{
 		Returnval: s.begin(ctx, n.Vm, "revertToSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
 			progress(50)
-			return nil, s.revert(ctx, s.vm(n.Vm), n.VirtualMachineSnapshot, req.SuppressPowerOn != nil && *req.SuppressPowerOn)
+			return nil, s.revert(ctx, s.vm(n.Vm), n.VirtualMachineSnapshot, req.Host, req.SuppressPowerOn)
 		})}}
 }
 
@@ -244,16 +275,25 @@ func (v *labVM) RevertToCurrentSnapshotTask(ctx *simulator.Context, req *types.R
 	snapshot := s.reg.Get(*now).(*simulator.VirtualMachineSnapshot)
 	body.Res = &types.RevertToCurrentSnapshot_TaskResponse{
 		Returnval: s.begin(ctx, vm.Self, "revertToCurrentSnapshot", func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
-			return nil, s.revert(ctx, vm, snapshot, req.SuppressPowerOn != nil && *req.SuppressPowerOn)
+			return nil, s.revert(ctx, vm, snapshot, req.Host, req.SuppressPowerOn)
 		})}
 	return body
 }
 
-// revert restores configuration, disks and power state of a snapshot.
-func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snapshot *simulator.VirtualMachineSnapshot, stayOff bool) types.BaseMethodFault {
+// revert restores configuration, disks and power state of a snapshot. The host is that on which the
+// VM runs afterwards; suppress keeps it from running.
+func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snapshot *simulator.VirtualMachineSnapshot, host *types.ManagedObjectReference, suppress *bool) types.BaseMethodFault {
 	way := wayTo(roots(vm), snapshot.Self)
 	if way == nil {
 		return &types.ManagedObjectNotFound{Obj: snapshot.Self}
+	}
+	if vm.Config.Template || vm.Config.FtInfo != nil || vm.Runtime.ConnectionState != types.VirtualMachineConnectionStateConnected {
+		return &types.InvalidState{}
+	}
+	if host != nil {
+		if _, ok := s.reg.Get(*host).(*simulator.HostSystem); !ok {
+			return &types.ManagedObjectNotFound{Obj: *host}
+		}
 	}
 	owners := s.owners(ctx, vm)
 	var config types.VirtualMachineConfigInfo
@@ -290,11 +330,35 @@ func (s *sim) revert(ctx *simulator.Context, vm *simulator.VirtualMachine, snaps
 		return fault
 	}
 	state := way[len(way)-1].State
-	if stayOff && state == types.VirtualMachinePowerStatePoweredOn {
-		state = types.VirtualMachinePowerStatePoweredOff
+	if suppress != nil && *suppress && state == types.VirtualMachinePowerStatePoweredOn {
+		state = types.VirtualMachinePowerState(s.knobs().Suppressed)
+	}
+	if host != nil && state == types.VirtualMachinePowerStatePoweredOn {
+		s.move(ctx, vm, *host)
 	}
 	if state == vm.Runtime.PowerState {
 		return nil
 	}
+	if state == types.VirtualMachinePowerStateSuspended && vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOff {
+		// The simulator suspends only what runs.
+		if fault := s.power(ctx, vm, types.VirtualMachinePowerStatePoweredOn); fault != nil {
+			return fault
+		}
+	}
 	return s.power(ctx, vm, state)
+}
+
+// move lets a VM run on another host.
+func (s *sim) move(ctx *simulator.Context, vm *simulator.VirtualMachine, to types.ManagedObjectReference) {
+	for _, e := range s.reg.All("HostSystem") {
+		host := e.(*simulator.HostSystem)
+		ctx.WithLock(host, func() {
+			rest := slices.DeleteFunc(slices.Clone(host.Vm), func(ref types.ManagedObjectReference) bool { return ref == vm.Self })
+			if host.Self == to {
+				rest = append(rest, vm.Self)
+			}
+			s.update(ctx, host, map[string]any{"vm": rest})
+		})
+	}
+	s.update(ctx, vm, map[string]any{"runtime.host": &to, "summary.runtime.host": &to})
 }

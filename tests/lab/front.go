@@ -30,6 +30,11 @@ var soapCookie = regexp.MustCompile(`<(?:\w+:)?vcSessionCookie[^>]*>([^<]+)<`)
 // soapID finds the ID of a first class disk.
 var soapID = regexp.MustCompile(`<(?:\w+:)?(?:id|diskId)\b[^>]*>\s*<(?:\w+:)?id\b[^>]*>([^<]+)<`)
 
+// An empty description is not the same as none, but is in Go; so it gets a mark on its way.
+var emptyDescription = regexp.MustCompile(`<(?:\w+:)?description(?:\s*/>|>\s*</(?:\w+:)?description>)`)
+
+const cleared = "\uE000"
+
 // isSOAP tells whether a path is that of a SOAP endpoint: VIM, VSLM or PBM.
 func isSOAP(path string) bool {
 	return path == "/sdk" || strings.HasPrefix(path, "/sdk/vimService") || path == vslm.Path || path == pbm.Path || path == pbmSDK
@@ -59,6 +64,11 @@ func (s *sim) front(next http.Handler) http.Handler {
 				break
 			}
 			method := string(match[1])
+			if method == "RenameSnapshot" {
+				body = emptyDescription.ReplaceAll(body, []byte("<description>"+cleared+"</description>"))
+				r.Body = io.NopCloser(bytes.NewReader(body))
+				r.ContentLength = int64(len(body))
+			}
 			if header := soapCookie.FindSubmatch(body); header != nil && session == "" {
 				session = string(header[1])
 			}
@@ -97,6 +107,12 @@ func (s *sim) front(next http.Handler) http.Handler {
 func (s *sim) misbehave(w http.ResponseWriter, x *rule) bool {
 	if x == nil {
 		return false
+	}
+	if x.first != nil {
+		if _, err := x.first(x.With); err != nil {
+			soapFault(w, &types.SystemError{Reason: err.Error()}, fmt.Sprintf("the lab cannot %s: %v", x.Do, err))
+			return true
+		}
 	}
 	x.delay()
 	switch {

@@ -159,25 +159,3 @@ func stat(f *os.File) os.FileInfo {
 	}
 	return info
 }
-
-// takeSnapshotVerb takes a snapshot without a task that vCenter could remember, as long ago as is wished.
-func (s *sim) takeSnapshotVerb(p struct {
-	VM          string `json:"vm"`
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Memory      bool   `json:"memory"`
-	Age         int64  `json:"age"` // seconds
-}) (any, error) {
-	return s.locked(p.VM, func(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
-		spec := &types.CreateSnapshotEx_Task{This: vm.Self, Name: p.Name, Description: p.Description, Memory: p.Memory}
-		made, err := s.takeSnapshot(ctx, vm, spec, false)
-		if err != nil {
-			return nil, err
-		}
-		tree := copyTree(roots(vm))
-		way := wayTo(tree, made)
-		way[len(way)-1].CreateTime = time.Now().UTC().Add(-time.Duration(p.Age) * time.Second)
-		s.setTree(ctx, vm, tree, current(vm))
-		return made.Value, nil
-	})
-}

@@ -28,9 +28,13 @@ type rule struct {
 	Count   int             `json:"count"` // how often; 0 for ever
 	Skip    int             `json:"skip"`  // how many matches go unharmed first
 	DelayMS int             `json:"delay_ms"`
+	Partly  int             `json:"partly"` // of a removal of several snapshots: how many are gone when it fails
+	Do      string          `json:"do"`     // a control verb that is done first: the world changes under the client
+	With    json.RawMessage `json:"with"`   // its parameters
 	Drop    bool            `json:"drop"`   // reset the connection instead of answering
 	Status  int             `json:"status"` // answer with this HTTP status
 	fault   types.BaseMethodFault
+	first   verb
 	used    int
 }
 
@@ -44,6 +48,9 @@ type rules struct {
 func (r *rules) add(x *rule) error {
 	if (x.Method == "") == (x.Task == "") {
 		return fmt.Errorf("a rule names either a method or a task")
+	}
+	if x.first != nil && x.Method == "" {
+		return fmt.Errorf("only before a method something can be done")
 	}
 	if x.Fault != "" {
 		fault, err := makeFault(x.Fault, x.Fields)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25"
@@ -112,12 +111,10 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		return nil, &types.GuestOperationsUnavailable{}
 	}
 	s.collectors.meet(ctx.Session, s.common)
-	if strings.HasPrefix(m.Name, "RetrieveProperties") { // the simulator's clock stands still
-		ctx.WithLock(s.instance, func() { s.instance.ServerClock = time.Now().UTC() })
-	}
 	if m.Name == "Logout" {
 		s.collectors.leave(s.reg, s.common, ctx.Session.Key)
 	}
+	s.prepareRead(ctx, m)
 	if m.Name == "Fetch" {
 		if pc, ok := ctx.Session.Get(m.This).(*simulator.PropertyCollector); ok {
 			m.This.Type = "Lab" + m.This.Type
@@ -131,6 +128,11 @@ func (s *sim) dispatch(ctx *simulator.Context, m *simulator.Method) (mo.Referenc
 		own = &labVM{o, s}
 	case *simulator.VirtualMachineSnapshot:
 		own = &labSnapshot{o, s}
+	case *simulator.Task:
+		if o.Execute != nil {
+			return nil, nil // one of the simulator's own
+		}
+		own = &labTask{o, s}
 	case *simulator.Folder:
 		own = &labFolder{o, s}
 	case *simulator.VcenterVStorageObjectManager:
@@ -201,6 +203,10 @@ func (w *watcher) guard(t *simulator.Task) {
 	if _, ok := w.s.reg.Get(*t.Info.Entity).(mo.Entity); !ok {
 		t.Info.Entity = &w.root
 	}
+	if e, ok := w.s.reg.Get(*t.Info.Entity).(mo.Entity); ok {
+		t.Info.EntityName = e.Entity().Name
+	}
+	t.Info.Reason = &types.TaskReasonUser{UserName: w.s.user}
 	run := t.Execute
 	t.Execute = func(t *simulator.Task) (result types.AnyType, fault types.BaseMethodFault) {
 		defer func() {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
@@ -35,14 +36,19 @@ func (v *labVM) CreateSnapshotExTask(ctx *simulator.Context, req *types.CreateSn
 }
 
 func (v *labVM) beginSnapshot(ctx *simulator.Context, req *types.CreateSnapshotEx_Task, task string) types.ManagedObjectReference {
-	vm, s := v.VirtualMachine, v.s
-	return s.begin(ctx, vm.Self, task, func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
+	return v.s.startSnapshot(ctx, job{name: task}, v.VirtualMachine, req)
+}
+
+// startSnapshot takes a snapshot, if vCenter would.
+func (s *sim) startSnapshot(ctx *simulator.Context, j job, vm *simulator.VirtualMachine, req *types.CreateSnapshotEx_Task) types.ManagedObjectReference {
+	j.entity = vm.Self
+	return s.start(ctx, j, func(ctx *simulator.Context, progress func(int32)) (types.AnyType, types.BaseMethodFault) {
 		quiesced, fault := s.maySnapshot(vm, req)
 		if fault != nil {
 			return nil, fault
 		}
 		progress(50)
-		ref, err := s.takeSnapshot(ctx, vm, req, quiesced)
+		ref, err := s.takeSnapshot(ctx, vm, req, quiesced, j.age)
 		if err != nil {
 			return nil, &types.FileFault{File: err.Error()}
 		}
@@ -57,7 +63,7 @@ func (s *sim) maySnapshot(vm *simulator.VirtualMachine, req *types.CreateSnapsho
 	if req.Name == "" {
 		return false, &types.InvalidName{Entity: &vm.Self}
 	}
-	if vm.Config.Template || vm.Runtime.ConnectionState != types.VirtualMachineConnectionStateConnected {
+	if vm.Config.Template || vm.Config.FtInfo != nil || vm.Runtime.ConnectionState != types.VirtualMachineConnectionStateConnected {
 		return false, &types.InvalidState{}
 	}
 	if c := current(vm); c != nil && len(wayTo(roots(vm), *c)) >= maxSnapshotDepth {
@@ -108,8 +114,8 @@ func incompatible(vm *simulator.VirtualMachine, memory bool) (fault types.BaseMe
 	return fault
 }
 
-// takeSnapshot freezes the VM's configuration and disks.
-func (s *sim) takeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, req *types.CreateSnapshotEx_Task, quiesced bool) (types.ManagedObjectReference, error) {
+// takeSnapshot freezes the VM's configuration and disks; age makes it look older than it is.
+func (s *sim) takeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, req *types.CreateSnapshotEx_Task, quiesced bool, age time.Duration) (types.ManagedObjectReference, error) {
 	var none types.ManagedObjectReference
 	wasTracked := s.trackedNow(vm)
 	s.activate(ctx, vm)
@@ -132,10 +138,18 @@ func (s *sim) takeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine,
 	}
 	s.writeState(vm, number, req.Memory)
 	s.grow(ctx, vm, types.VirtualMachineSnapshotTree{
-		Snapshot: object.Self, Vm: vm.Self, Name: req.Name, Description: req.Description, Id: number, CreateTime: time.Now().UTC(),
+		Snapshot: object.Self, Vm: vm.Self, Name: s.stored(req.Name), Description: req.Description, Id: number, CreateTime: time.Now().Add(-age).UTC(),
 		State: state, Quiesced: quiesced, ReplaySupported: types.NewBool(false),
 	})
 	return object.Self, nil
+}
+
+// stored is a snapshot's name as vCenter keeps it.
+func (s *sim) stored(name string) string {
+	if !s.knobs().EscapeNames {
+		return name
+	}
+	return strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c").Replace(name)
 }
 
 // trackedNow are the VM's disks whose tracking is active.

@@ -97,7 +97,7 @@ func (w *world) write(key int32, at int64, data []byte) {
 
 func (w *world) take() types.ManagedObjectReference {
 	w.names++
-	ref, err := w.s.takeSnapshot(w.s.context(), w.vm, &types.CreateSnapshotEx_Task{Name: fmt.Sprint(w.names)}, false)
+	ref, err := w.s.takeSnapshot(w.s.context(), w.vm, &types.CreateSnapshotEx_Task{Name: fmt.Sprint(w.names)}, false, 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func (w *world) remove(ref types.ManagedObjectReference, children bool, consolid
 }
 
 func (w *world) revert(ref types.ManagedObjectReference) {
-	w.check(w.s.revert(w.s.context(), w.vm, w.s.reg.Get(ref).(*simulator.VirtualMachineSnapshot), false))
+	w.check(w.s.revert(w.s.context(), w.vm, w.s.reg.Get(ref).(*simulator.VirtualMachineSnapshot), nil, nil))
 	w.now = map[int32][]byte{}
 	for key, data := range w.snapshots[ref] {
 		w.now[key] = bytes.Clone(data)
@@ -264,7 +264,7 @@ func TestTrackingBeginsWithAStun(t *testing.T) {
 		t.Fatalf("tracking was active before a stun: %q", got)
 	}
 	take := func() *simulator.VirtualMachineSnapshot {
-		ref, err := s.takeSnapshot(ctx, vm, &types.CreateSnapshotEx_Task{Name: "a"}, false)
+		ref, err := s.takeSnapshot(ctx, vm, &types.CreateSnapshotEx_Task{Name: "a"}, false, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,7 +301,7 @@ func TestTrackingOfOneDiskEndsWithAStun(t *testing.T) {
 		if f := s.reconfigure(ctx, vm, &types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{option}}); f != nil {
 			t.Fatal(asError(f))
 		}
-		if _, err := s.takeSnapshot(ctx, vm, &types.CreateSnapshotEx_Task{Name: value}, false); err != nil {
+		if _, err := s.takeSnapshot(ctx, vm, &types.CreateSnapshotEx_Task{Name: value}, false, 0); err != nil {
 			t.Fatal(err)
 		}
 	}

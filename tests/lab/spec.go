@@ -49,6 +49,7 @@ type vmSpec struct {
 	CPUs        int32             `json:"cpus"`
 	MemoryMB    int64             `json:"memory_mb"`
 	Template    bool              `json:"template"`
+	Tolerant    bool              `json:"fault_tolerance"` // the primary of a fault tolerant pair, whose other half is nowhere
 }
 
 func (s *sim) createVMVerb(p vmSpec) (any, error) {
@@ -93,6 +94,11 @@ func (s *sim) bringUp(ctx *simulator.Context, vm *simulator.VirtualMachine, p vm
 	}
 	if p.Template {
 		s.update(ctx, vm, map[string]any{"config.template": true, "summary.config.template": true})
+	}
+	if p.Tolerant {
+		s.update(ctx, vm, map[string]any{"config.ftInfo": &types.FaultToleranceConfigInfo{Role: 1, InstanceUuids: []string{vm.Config.InstanceUuid},
+			ConfigPaths: []string{vm.Config.Files.VmPathName}}, "runtime.faultToleranceState": types.VirtualMachineFaultToleranceStateEnabled,
+			"summary.runtime.faultToleranceState": types.VirtualMachineFaultToleranceStateEnabled})
 	}
 	if p.Power == string(types.VirtualMachinePowerStatePoweredOn) {
 		if err := asError(s.power(ctx, vm, types.VirtualMachinePowerStatePoweredOn)); err != nil {
@@ -301,14 +307,14 @@ func (s *sim) inventoryPath(vm *simulator.VirtualMachine) string {
 
 // snapshotsVerb lists the VM's snapshots, parents first.
 func (s *sim) snapshotsVerb(_ *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
-	out := []map[string]any{}
+	out, now := []map[string]any{}, current(vm)
 	walkTree(roots(vm), func(way []*types.VirtualMachineSnapshotTree) {
 		n, parent := way[len(way)-1], ""
 		if len(way) > 1 {
 			parent = way[len(way)-2].Snapshot.Value
 		}
 		out = append(out, map[string]any{"moid": n.Snapshot.Value, "id": n.Id, "name": n.Name, "description": n.Description,
-			"parent": parent, "state": n.State, "quiesced": n.Quiesced})
+			"parent": parent, "state": n.State, "quiesced": n.Quiesced, "current": now != nil && n.Snapshot == *now, "created": n.CreateTime})
 	})
 	return out, nil
 }

@@ -29,6 +29,10 @@ type knobs struct {
 	QuiesceWithoutTools string `json:"quiesce_without_tools"` // "fault" or "ignored"
 	Forget              bool   `json:"forget"`                // tracking takes no notice of what is written meanwhile
 	FailConsolidation   int    `json:"fail_consolidation"`    // so many removals leave their files behind
+	Cancelable          string `json:"cancelable"`            // tasks: "creations" of VMs, disks and snapshots, "all" or "none"
+	Suppressed          string `json:"suppressed"`            // what a VM is after a revert that must not power it on: suspended or poweredOff
+	EscapeNames         bool   `json:"escape_names"`          // snapshots' names are stored like those of VMs: %2f, %5c, %25
+	ObjectPage          int32  `json:"object_page"`           // most objects in one answer of the property collector; 0: as many as asked for
 	ConsumerID          string `json:"consumer_id"`           // of a VM in first class disks: its "instance_uuid" or "uuid"
 	VSLM                bool   `json:"vslm"`                  // the vCenter has /vslm/sdk
 	VSLMUnknown         string `json:"vslm_unknown"`          // VSLM's fault for an unknown ID: NotFound or InvalidArgument
@@ -38,7 +42,7 @@ type knobs struct {
 func defaultKnobs() knobs {
 	return knobs{
 		Page: 2000, Granularity: block, Star: "allocated", BadChangeID: "InvalidArgument", OnRevert: "reset", OnCrash: "reset",
-		FirstSnapshot: "untracked", LiveChangeID: "current", QuiesceWithoutTools: "fault",
+		Cancelable: "creations", Suppressed: "suspended", FirstSnapshot: "untracked", LiveChangeID: "current", QuiesceWithoutTools: "fault",
 		ConsumerID: "instance_uuid", VSLM: true, VSLMUnknown: "NotFound", VSLMPage: 1000,
 	}
 }
@@ -56,6 +60,8 @@ func (k *knobs) check() error {
 		{"first_snapshot", k.FirstSnapshot, []string{"untracked", "tracked"}},
 		{"live_change_id", k.LiveChangeID, []string{"current", "none"}},
 		{"quiesce_without_tools", k.QuiesceWithoutTools, []string{"fault", "ignored"}},
+		{"cancelable", k.Cancelable, []string{"creations", "all", "none"}},
+		{"suppressed", k.Suppressed, []string{"suspended", "poweredOff"}},
 		{"vslm_unknown", k.VSLMUnknown, []string{"NotFound", "InvalidArgument"}},
 		{"consumer_id", k.ConsumerID, []string{"instance_uuid", "uuid"}},
 	}
