@@ -3,21 +3,46 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Describe the snapshots of a virtual machine."""
+"""Describe the snapshots of one virtual machine or of many."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_snapshot_info
-short_description: Describe the snapshots of a virtual machine
+short_description: Describe the snapshots of one virtual machine or of many
 version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast)
 description:
-  - Returns the snapshots of a virtual machine as a flat list and as a tree, with their age, depth, stamp, and their
-    disks with change IDs.
-  - The number of requests does not depend on the number of snapshots.
+  - Returns the snapshots of a virtual machine as a flat list and as a tree, with their age, depth, size, stamp, and
+    their disks with change IDs.
+  - Without O(name), O(uuid) or O(moid) it does so for many virtual machines, namely for those that fit all of O(vms),
+    O(folder), O(cluster) and O(datacenter) that are set, or for all of the inventory.
+  - The number of requests depends neither on the number of virtual machines nor on that of snapshots, apart from
+    answers of more than 500 objects, which come in pages. A virtual machine that cannot be read is listed with the
+    reason and does not keep the others from being read.
 options:
+  vms:
+    description:
+      - Which virtual machines. Each is a name, a UUID or a managed object ID, or a dictionary of some of C(name),
+        C(uuid) (BIOS or instance), C(instance_uuid), C(moid) and C(folder), which must all fit.
+      - All that have a name are taken if there are several.
+    type: list
+    elements: raw
+  folder_recursive:
+    description:
+      - Whether the virtual machines in the folders below O(folder) are taken, too. Only used without O(name).
+    type: bool
+    default: true
+  cluster:
+    description:
+      - Name or path of a cluster, or of a host that is in none. Only virtual machines on it are taken.
+    type: str
+  include_empty:
+    description:
+      - Whether RV(virtual_machines) also lists those without a snapshot that is meant.
+    type: bool
+    default: false
   snapshot_name:
     description:
       - Return only the snapshots of this name.
@@ -30,6 +55,62 @@ options:
     description:
       - Return only the snapshot with this managed object ID.
     type: str
+  name_pattern:
+    description:
+      - Return only the snapshots whose name fits this shell pattern, for example V(before *).
+    type: str
+  older_than:
+    description:
+      - Return only the snapshots that are older than this, for example V(3d) or V(36h), by the clock of the server.
+    type: str
+  larger_than:
+    description:
+      - Return only the snapshots that occupy more than this, in bytes or like V(20G). Implies O(sizes=true).
+      - A snapshot whose size is not known is left out.
+    type: str
+  deeper_than:
+    description:
+      - Return only the snapshots with a higher RV(snapshots[].depth) than this.
+    type: int
+  owner:
+    description:
+      - V(ours) returns only snapshots with a stamp of this collection, V(foreign) only those without.
+    type: str
+    choices: [any, ours, foreign]
+    default: any
+  expired:
+    description:
+      - V(true) returns only snapshots whose stamp has expired, V(false) only the others.
+    type: bool
+  filters:
+    description:
+      - Values that a snapshot must have, by C(creation_time), C(description), C(folder) (the name of the folder of the
+        virtual machine), C(id), C(name), C(quiesced), C(state) and C(vm_name), compared as text without regard to case.
+      - They are those of community.vmware.vmware_all_snapshots_info. A name that is none of these is an error.
+    type: dict
+    default: {}
+  match_type:
+    description:
+      - Whether the values of O(filters) must be equal (V(exact)) or contained (V(includes)).
+    type: str
+    choices: [exact, includes]
+    default: exact
+  disks:
+    description:
+      - Whether the disks of each snapshot are read, with their change IDs. Leave it out in large inventories.
+    type: bool
+    default: true
+  sizes:
+    description:
+      - Whether it is read how many bytes each snapshot occupies.
+    type: bool
+    default: true
+  creators:
+    description:
+      - Whether vCenter is asked who made each snapshot. It takes two requests, and one more for each thousand tasks
+        that vCenter has run since the oldest of these snapshots was made.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - holdfast.backup.vcenter
   - holdfast.backup.vm
@@ -39,7 +120,9 @@ extends_documentation_fragment:
 seealso:
   - module: holdfast.backup.vm_snapshot
 notes:
-  - Privileges needed are C(System.View) and C(System.Read) on the virtual machine.
+  - Exactly one of O(name), O(uuid) and O(moid) chooses one virtual machine; with none of them the module looks at many.
+  - Privileges needed are C(System.View) and C(System.Read) on the virtual machines and the folders above them, and for
+    O(creators) on the root folder.
 """
 
 EXAMPLES = r"""
@@ -56,12 +139,25 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: found.snapshots | selectattr('age_seconds', 'gt', 3 * 86400) | list | length == 0
     fail_msg: Some snapshots are too old.
+
+- name: Find what others have left for a week or made large, in all production folders, and who it was
+  holdfast.backup.vm_snapshot_info:
+    hostname: vcenter.example.com
+    username: backup@vsphere.local
+    password: "{{ vcenter_password }}"
+    folder: production
+    owner: foreign
+    older_than: 7d
+    larger_than: 10G
+    creators: true
+    disks: false
+  delegate_to: localhost
 """
 
 RETURN = r"""
 vm:
   description: The virtual machine.
-  returned: success
+  returned: for one virtual machine
   type: dict
   sample:
     name: web01
@@ -79,12 +175,12 @@ vm:
       type: str
 current_snapshot:
   description: The snapshot that the virtual machine runs on, like RV(snapshots[]); V(null) if it has none.
-  returned: success
+  returned: for one virtual machine
   type: dict
   sample: null
 snapshots:
-  description: The snapshots, parents before children. An empty list if there are none.
-  returned: success
+  description: The snapshots that are meant, parents before children. An empty list if there are none.
+  returned: for one virtual machine
   type: list
   elements: dict
   contains:
@@ -158,8 +254,46 @@ snapshots:
       description: V(filesystem) if the guest was quiesced for it, else V(crash).
       type: str
       sample: filesystem
+    owner:
+      description: V(ours) if it has a stamp of this collection, else V(foreign).
+      type: str
+      sample: ours
+    expired:
+      description: Whether its stamp has expired, by the clock of the server.
+      type: bool
+      sample: false
+    size_bytes:
+      description:
+        - What its own files occupy, in bytes, which is what removing it frees at most. These are the disk files in
+          which the guest has written since it was taken, up to the next snapshots, and those of its state and memory.
+        - vSphere measures the files now and then, so that a file that is written to is often larger.
+        - V(null) if it is not known.
+      type: int
+      sample: 1073741824
+    memory_bytes:
+      description: The part of RV(snapshots[].size_bytes) that holds the memory of the guest; V(0) without memory.
+      type: int
+      sample: 0
+    datastores:
+      description: RV(snapshots[].size_bytes) by name of datastore.
+      type: dict
+      sample:
+        datastore1: 1073741824
+    size_problem:
+      description: Why the size is not known, or may be more; V(null) if all is well.
+      type: str
+      sample: null
+    creator:
+      description: Who made it; V(null) if that is not known.
+      type: str
+      sample: VSPHERE.LOCAL\\Administrator
+    creator_problem:
+      description: >-
+        Why RV(snapshots[].creator) is not known. vCenter forgets its tasks, after 30 days unless it is set otherwise.
+      type: str
+      sample: null
     disks:
-      description: Its disks, as its own configuration has them.
+      description: Its disks, as its own configuration has them; V(null) with O(disks=false).
       type: list
       elements: dict
       sample:
@@ -221,47 +355,301 @@ snapshots:
           type: str
 snapshots_tree:
   description: The same snapshots, each with its C(children).
-  returned: success
+  returned: for one virtual machine
   type: list
   elements: dict
   sample: []
 consolidation_needed:
   description: Whether vSphere says that the disks of the virtual machine need consolidation.
-  returned: success
+  returned: for one virtual machine
   type: bool
   sample: false
+guest_snapshots:
+  description: >-
+    RV(current_snapshot) (an empty dictionary if there is none) and RV(snapshots), under the names of
+    community.vmware.vmware_guest_snapshot_info.
+  returned: for one virtual machine
+  type: dict
+  sample:
+    current_snapshot: {}
+    snapshots: []
+virtual_machines:
+  description: The virtual machines with snapshots that are meant, by name; with O(include_empty=true) the others, too.
+  returned: for many virtual machines
+  type: list
+  elements: dict
+  sample: []
+  contains:
+    vm:
+      description: Like RV(vm).
+      type: dict
+    folder:
+      description: The path of its folder; V(null) in a vApp.
+      type: str
+      sample: /dc1/vm/production/web
+    template:
+      description: Whether it is a template.
+      type: bool
+    power_state:
+      description: Its power state.
+      type: str
+    connection_state:
+      description: What vCenter says of its host's connection to it; V(connected) is normal.
+      type: str
+    current_snapshot:
+      description: Like RV(current_snapshot).
+      type: dict
+    snapshots:
+      description: Like RV(snapshots).
+      type: list
+      elements: dict
+    consolidation_needed:
+      description: Like RV(consolidation_needed).
+      type: bool
+unreadable:
+  description: >-
+    Virtual machines that were named and not found, or of which not all can be read. What is known of the latter is in
+    RV(virtual_machines) all the same.
+  returned: for many virtual machines
+  type: list
+  elements: dict
+  sample:
+    - vm:
+        name: web02
+        moid: vm-43
+        instance_uuid: null
+      reason: its host cannot read its configuration (invalid)
+  contains:
+    vm:
+      description: Like RV(vm), as far as it is known.
+      type: dict
+    reason:
+      description: Why.
+      type: str
+needs_consolidation:
+  description: All virtual machines whose disks need consolidation, with snapshots or without, like RV(vm).
+  returned: for many virtual machines
+  type: list
+  elements: dict
+  sample: []
+totals:
+  description: Sums over the snapshots that are returned.
+  returned: success
+  type: dict
+  sample:
+    snapshots: 1
+    ours: 1
+    foreign: 0
+    expired: 0
+    size_bytes: 1073741824
+    size_unknown: 0
+    deepest: 1
+    oldest: "2026-11-20T02:00:04Z"
+  contains:
+    snapshots:
+      description: How many there are.
+      type: int
+    ours:
+      description: How many of them have a stamp of this collection.
+      type: int
+    foreign:
+      description: How many of them have none.
+      type: int
+    expired:
+      description: How many of them have expired.
+      type: int
+    size_bytes:
+      description: What all of them occupy, as far as it is known.
+      type: int
+    size_unknown:
+      description: Of how many of them the size is not known.
+      type: int
+    deepest:
+      description: The highest depth.
+      type: int
+    oldest:
+      description: When the oldest of them was created; V(null) if there is none.
+      type: str
+    virtual_machines:
+      description: How many virtual machines were looked at. For many virtual machines only, like the following ones.
+      type: int
+    with_snapshots:
+      description: How many of these have any snapshot.
+      type: int
+    needs_consolidation:
+      description: How many of these need consolidation.
+      type: int
+    unreadable:
+      description: How many entries RV(unreadable) has.
+      type: int
+vmware_all_snapshots_info:
+  description: >-
+    A row for each snapshot that is returned, with the values of O(filters), under the name of
+    community.vmware.vmware_all_snapshots_info.
+  returned: for many virtual machines
+  type: list
+  elements: dict
+  sample: []
 """
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Iterable, Iterator, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.text.formatters import human_to_bytes
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._options import VCENTER, VM, endpoint, vm_selection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_tasks, snapshots
+from ansible_collections.holdfast.backup.plugins.module_utils._options import (
+    VCENTER,
+    VM,
+    duration,
+    endpoint,
+    optional,
+    vm_selection,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, vm_dict
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_filters import (
+    FIELDS,
+    OWNERS,
+    Filter,
+    totals,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_records import Details, base, describe
+
+ONE = ("name", "uuid", "moid")
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
-    """Read the snapshots; the number of requests does not depend on theirs."""
+    """Read the snapshots of one VM or of many; the number of requests depends on neither's."""
     params = module.params
+    wanted = _filter(params)
     with Connection(endpoint(params)) as c:
-        vm, properties = find_vm(c, **vm_selection(params), properties=snapshot_tasks.STATE_PROPERTIES)
-        state = snapshot_tasks.state_of(properties)
-        records = snapshot_tasks.describe_all(c, state.snapshots)
+        if any(params[option] for option in ONE):
+            return {"changed": False, **_one(c, params, wanted)}
+        return {"changed": False, **_many(c, params, wanted)}
+
+
+def _one(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str, Any]:
+    vm, properties = find_vm(c, **vm_selection(params), properties=snapshot_tasks.STATE_PROPERTIES)
+    state = snapshot_tasks.state_of(properties)
+    records = describe(c, {vm: state.snapshots}, _details(params), start=vm).get(vm)
+    if records is None:
+        raise NotFound(f"The virtual machine {properties['name']} went while it was read.", "Look for it once more.")
+    entry = _entry(vm_dict(vm, properties), None, state, records, params, wanted)
+    return {
+        **entry,
+        "snapshots_tree": snapshots.nest(entry["snapshots"]),
+        "guest_snapshots": {"current_snapshot": entry["current_snapshot"] or {}, "snapshots": entry["snapshots"]},
+        "totals": totals(entry["snapshots"]),
+    }
+
+
+def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str, Any]:
+    choice = fleet.Choice(
+        folder=params["folder"],
+        recursive=params["folder_recursive"],
+        cluster=params["cluster"],
+        datacenter=params["datacenter"],
+        selections=params["vms"],
+    )
+    found = fleet.survey(c, choice, snapshot_tasks.STATE_PROPERTIES)
+    states = {one.vm: snapshot_tasks.state_of(one.properties) for one in found.machines}
+    # Most VMs have no snapshot that is meant, and need not be looked at any closer.
+    early = replace(wanted, larger_than=None)
+    near = [
+        one
+        for one in found.machines
+        if any(early.matches(base(snapshot, found.clock), _names(one)) for snapshot in states[one.vm].snapshots)
+    ]
+    nearer = {one.vm: states[one.vm].snapshots for one in near}
+    records = describe(c, nearer, _details(params), start=c.content.rootFolder, now=found.clock)
+    entries = []
+    for one in found.machines:
+        if one.vm in nearer and one.vm not in records:
+            found.complain("it went while it was read", **one.as_dict()["vm"])
+            continue
+        entry = _entry(one.as_dict()["vm"], one, states[one.vm], records.get(one.vm, {}), params, wanted)
+        if entry["snapshots"] or params["include_empty"]:
+            entries.append({**one.as_dict(), **entry})
+    chosen = [snapshot for entry in entries for snapshot in entry["snapshots"]]
+    uneasy = [one.as_dict()["vm"] for one in found.machines if states[one.vm].consolidation_needed]
+    return {
+        "virtual_machines": entries,
+        "unreadable": found.unreadable,
+        "needs_consolidation": uneasy,
+        "totals": {
+            "virtual_machines": len(found.machines),
+            "with_snapshots": sum(bool(state.snapshots) for state in states.values()),
+            "needs_consolidation": len(uneasy),
+            "unreadable": len(found.unreadable),
+            **totals(chosen),
+        },
+        "vmware_all_snapshots_info": list(_flat(entries)),
+    }
+
+
+def _entry(
+    vm: Mapping[str, Any],
+    machine: fleet.Machine | None,
+    state: snapshot_tasks.State,
+    records: Mapping[snapshots.Snapshot, dict[str, Any]],
+    params: Mapping[str, Any],
+    wanted: Filter,
+) -> dict[str, Any]:
+    """What there is to say of one VM."""
     named = {"name": params["snapshot_name"], "snapshot_id": params["snapshot_id"], "moid": params["snapshot_moid"]}
-    chosen = state.snapshots
+    chosen = list(records)
     if any(value is not None for value in named.values()):
         chosen = snapshots.choose(chosen, **named, duplicates="all")
+    names = _names(machine) if machine else {"vm_name": vm["name"], "folder": ""}
     current = next((one for one in state.snapshots if one.current), None)
     return {
-        "changed": False,
-        "vm": vm_dict(vm, properties),
-        "current_snapshot": records[current] if current else None,
-        "snapshots": [records[one] for one in chosen],
-        "snapshots_tree": snapshots.nest(records[one] for one in chosen),
+        "vm": dict(vm),
+        "current_snapshot": records.get(current) if current else None,
+        "snapshots": [records[one] for one in chosen if wanted.matches(records[one], names)],
         "consolidation_needed": state.consolidation_needed,
     }
+
+
+def _names(machine: fleet.Machine) -> dict[str, str]:
+    return {
+        "vm_name": unescape(machine.properties["name"]),
+        "folder": (machine.folder or "").rpartition("/")[2],
+    }
+
+
+def _flat(entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row for each snapshot, as community.vmware.vmware_all_snapshots_info returns them."""
+    for entry in entries:
+        for snapshot in entry["snapshots"]:
+            row = {"vm_name": entry["vm"]["name"], "folder": (entry["folder"] or "").rpartition("/")[2]}
+            yield {**row, **{key: snapshot[key] for key in FIELDS if key in snapshot}}
+
+
+def _details(params: Mapping[str, Any]) -> Details:
+    return Details(
+        disks=params["disks"], sizes=params["sizes"] or bool(params["larger_than"]), creators=params["creators"]
+    )
+
+
+def _filter(params: Mapping[str, Any]) -> Filter:
+    size = params["larger_than"]
+    try:
+        larger_than = human_to_bytes(size) if size else None
+    except ValueError as error:
+        raise InvalidInput(f"larger_than {size} is no size.", "Write bytes, or a form like 500M or 20G.") from error
+    return Filter(
+        older_than=duration(params["older_than"]) if params["older_than"] else None,
+        larger_than=larger_than,
+        deeper_than=params["deeper_than"],
+        owner=params["owner"],
+        expired=params["expired"],
+        name_pattern=params["name_pattern"],
+        fields=params["filters"],
+        match_type=params["match_type"],
+    )
 
 
 def main() -> None:
@@ -269,12 +657,31 @@ def main() -> None:
     run_module(
         run,
         argument_spec={
+            "vms": {"type": "list", "elements": "raw"},
+            "folder_recursive": {"type": "bool", "default": True},
+            "cluster": {"type": "str"},
+            "include_empty": {"type": "bool", "default": False},
             "snapshot_name": {"type": "str"},
             "snapshot_id": {"type": "int"},
             "snapshot_moid": {"type": "str"},
+            "name_pattern": {"type": "str"},
+            "older_than": {"type": "str"},
+            "larger_than": {"type": "str"},
+            "deeper_than": {"type": "int"},
+            "owner": {"type": "str", "choices": list(OWNERS), "default": "any"},
+            "expired": {"type": "bool"},
+            "filters": {"type": "dict", "default": {}},
+            "match_type": {"type": "str", "choices": ["exact", "includes"], "default": "exact"},
+            "disks": {"type": "bool", "default": True},
+            "sizes": {"type": "bool", "default": True},
+            "creators": {"type": "bool", "default": False},
         },
-        groups=(VCENTER, VM),
-        mutually_exclusive=[("snapshot_name", "snapshot_id", "snapshot_moid")],
+        groups=(VCENTER, optional(VM)),
+        mutually_exclusive=[
+            ("snapshot_name", "snapshot_id", "snapshot_moid"),
+            (*ONE, "vms"),
+            *((one, many) for one in ONE for many in ("cluster",)),
+        ],
     )
 
 

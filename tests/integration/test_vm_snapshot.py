@@ -642,7 +642,7 @@ def test_info(vm):
     first = result["snapshots_tree"][0]
     assert first["children"][0]["children"][0]["id"] == c["id"]
     second = result["snapshots"][1]
-    assert {**second, "age_seconds": None} == {**b, "age_seconds": None, "current": False, "child_ids": [c["id"]]}
+    assert {key: second[key] for key in b} == {**b, "current": False, "child_ids": [c["id"]]}
     assert 0 <= second["age_seconds"] < 60
 
 

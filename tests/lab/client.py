@@ -169,6 +169,10 @@ class Lab:
         """Set the power state: ``poweredOn``, ``poweredOff`` or ``suspended``."""
         self.call("power", vm=moid, state=state)
 
+    def connection(self, moid: str, state: str) -> None:
+        """``connected``, ``disconnected``, ``inaccessible``, ``invalid``, ``orphaned``."""
+        self.call("connection", vm=moid, state=state)
+
     def add_disk(self, moid: str, size: int, **spec: Any) -> dict[str, Any]:
         """Add an empty disk; takes the keys of a disk of :meth:`create_vm` and returns the disk's record."""
         return self.call("add_disk", vm=moid, disk={"size": size, **spec})

@@ -43,6 +43,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("vm", s.onVM(s.describe))
 	handle("destroy_vm", s.onVM(s.destroyVerb))
 	handle("power", typed(s.powerVerb))
+	handle("connection", typed(s.connectionVerb))
 	handle("add_disk", typed(s.addDiskVerb))
 	handle("grow_disk", s.onDisk(s.growVerb))
 	handle("remove_disk", s.onDisk(s.removeVerb))

@@ -296,3 +296,15 @@ func asError(f types.BaseMethodFault) error {
 	}
 	return fmt.Errorf("%s %s", faultName(f), detail)
 }
+
+// connectionVerb lets a VM be disconnected, inaccessible, invalid or orphaned.
+func (s *sim) connectionVerb(p struct {
+	VM    string `json:"vm"`
+	State string `json:"state"`
+}) (any, error) {
+	return s.locked(p.VM, func(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
+		state := types.VirtualMachineConnectionState(p.State)
+		s.update(ctx, vm, map[string]any{"runtime.connectionState": state, "summary.runtime.connectionState": state})
+		return nil, nil
+	})
+}

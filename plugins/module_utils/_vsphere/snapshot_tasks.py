@@ -154,22 +154,6 @@ def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot) -> tuple[State
     return state, describe(snapshot, frozen[snapshot.moid])
 
 
-def describe_all(c: Connection, chosen: Iterable[snapshots.Snapshot]) -> dict[snapshots.Snapshot, dict[str, Any]]:
-    """Records of snapshots with disks and ``age_seconds``, in two requests for any number of them."""
-    managed = {snapshot: _managed(c, snapshot) for snapshot in chosen}
-    if not managed:
-        return {}
-    now = c.read(vim.ServiceInstance("ServiceInstance", c.stub).CurrentTime)
-    read = c.retrieve(managed.values(), {vim.vm.Snapshot: [_DEVICES]})
-    return {
-        snapshot: {
-            **describe(snapshot, disks.from_devices(read.get(one, {}).get(_DEVICES, ()))),
-            "age_seconds": max(0, round((now - snapshot.created).total_seconds())),
-        }
-        for snapshot, one in managed.items()
-    }
-
-
 def describe(snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk], applications: bool = False) -> dict[str, Any]:
     """The record of a snapshot with the consistency that is certain, and its disks with their change IDs."""
     quiesced = "application" if applications else "filesystem"
