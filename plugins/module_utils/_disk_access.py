@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -166,18 +167,23 @@ class NativeWay:
                 "capacity": disk.capacity,
             },
             os.path.join(self._directory, f"{disk.key}.status"),
-            lambda: self._place(disk).path,
+            lambda: disk.path,
             lambda: self._ticket(disk),
             partial(self._in_use, disk) if whole and self._snapshot is not None else None,
         )
 
     def _ticket(self, disk: Disk) -> dict[str, Any]:
-        place = self._place(disk)
-        return self._tickets.get(place.machine, place.key if self._snapshot is None else None)
+        with self._tickets.one:
+            # Where it is now: it may have been moved since the last time.
+            place = self._place(disk)
+            ticket = self._tickets.get(place.machine, place.key if self._snapshot is None else None)
+        return {**ticket, "path": place.path}
 
     def _in_use(self, disk: Disk) -> list[areas.Area]:
-        with self._tickets.one, self._owner.asking(self._snapshot or "", False) as query:
-            return changed_areas.in_use(disk, query, areas.normalise, self._host)
+        snapshot = self._snapshot or ""
+        with self._tickets.one, self._owner.asking(snapshot, False) as query:
+            looked_at = replace(disk, layered=self._owner.is_layered(disk, snapshot))
+            return changed_areas.in_use(looked_at, query, areas.normalise, self._host)
 
     @contextmanager
     def guarded(self, warn: Callable[[str], None]) -> Iterator[None]:

@@ -189,6 +189,10 @@ class Lab:
         """Put a new, empty disk with a new backing UUID under the same key; returns its record."""
         return self.call("replace_disk", vm=moid, key=key, size=size or 0)
 
+    def relocate(self, moid: str, datastore: str) -> None:
+        """Storage vMotion: move all disks of a VM, with what its snapshots hold, to another datastore."""
+        self.call("relocate", vm=moid, datastore=datastore)
+
     # first class disks: with ``fcd`` in their name as those of a VM's disk, by the disk's ID
 
     def create_fcd(

@@ -62,6 +62,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("task", typed(s.taskVerb))
 	handle("datastore", typed(s.datastoreVerb))
 	handle("reset_tracking", s.onBytes(s.resetTrackingVerb))
+	handle("relocate", typed(s.relocateVerb))
 	handle("crash_host", typed(s.crashVerb))
 	handle("create_fcd", typed(s.createFCDVerb))
 	handle("fcds", typed(s.listFCDVerb))

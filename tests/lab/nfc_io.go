@@ -440,17 +440,19 @@ func (c *nfcSession) fragment(p *piece, buffer []byte) (out []byte, rest int64) 
 func (c *nfcSession) look() {
 	c.mu.Lock()
 	file, gone := c.file, c.gone
-	c.mu.Unlock()
 	if file == nil || gone != nil {
+		c.mu.Unlock()
 		return
 	}
-	now, refused := c.n.s.openForNFC(file.opening, c.ticket.key)
-	if refused == nil && now.flat != file.flat {
+	asked, flat := file.opening, file.flat
+	c.mu.Unlock()
+	now, refused := c.n.s.openForNFC(asked, c.ticket.key)
+	if refused == nil && now.flat != flat {
 		refused = &vixError{vixFileNotFound, "another file"}
 	}
 	if refused != nil {
 		c.mu.Lock()
-		if c.file == file {
+		if c.file == file && file.Path == asked.Path { // it has not moved meanwhile
 			c.gone = refused
 		}
 		c.mu.Unlock()

@@ -37,6 +37,7 @@ type sim struct {
 	disks       disks
 	fcds        fcds
 	nfc         *nfc
+	library     *vddk // none in a lab without listeners
 	pbm         *simulator.Registry
 	policies    *policies
 	knobsMu     sync.Mutex

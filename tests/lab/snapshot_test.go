@@ -20,7 +20,7 @@ func newTestSim(t *testing.T) *sim {
 	t.Helper()
 	t.Setenv("TMPDIR", t.TempDir())
 	model := simulator.VPX()
-	model.Machine, model.Host = 0, 0
+	model.Machine, model.Host, model.Datastore = 0, 0, 2
 	if err := model.Create(); err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +63,23 @@ func (w *world) check(fault types.BaseMethodFault) {
 	if fault != nil {
 		w.t.Fatal(asError(fault))
 	}
+}
+
+// move is Storage vMotion of all disks.
+func (w *world) move(datastore string) {
+	w.t.Helper()
+	_, err := w.s.relocateVerb(struct {
+		VM        string `json:"vm"`
+		Datastore string `json:"datastore"`
+	}{w.vm.Self.Value, datastore})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	eachDisk(w.vm.Config.Hardware.Device, func(_ *types.VirtualDisk, b *backing) {
+		if !strings.HasPrefix(b.file.FileName, "["+datastore+"]") || !strings.HasPrefix(w.s.disks.host(b.file.FileName), w.s.disks.roots[datastore]) {
+			w.t.Fatalf("%s is not on %s", b.file.FileName, datastore)
+		}
+	})
 }
 
 func (w *world) copyNow() map[int32][]byte {
@@ -182,7 +199,7 @@ func TestRandomSnapshotsAgainstAModel(t *testing.T) {
 		return refs[rand.IntN(len(refs))]
 	}
 	for range 250 {
-		action := rand.IntN(12)
+		action := rand.IntN(13)
 		if len(w.snapshots) == 0 && action > 6 {
 			action = 6
 		}
@@ -198,6 +215,8 @@ func TestRandomSnapshotsAgainstAModel(t *testing.T) {
 			w.remove(pick(), false, types.NewBool(false))
 		case action == 10:
 			w.check(w.s.consolidate(w.s.context(), w.vm, w.s.owners(w.s.context(), w.vm)))
+		case action == 11:
+			w.move(fmt.Sprintf("LocalDS_%d", rand.IntN(2)))
 		default:
 			w.revert(pick())
 		}
@@ -206,6 +225,7 @@ func TestRandomSnapshotsAgainstAModel(t *testing.T) {
 	for len(roots(w.vm)) > 0 {
 		w.remove(roots(w.vm)[0].Snapshot, true, nil)
 	}
+	w.move("LocalDS_0")
 	w.verify()
 	for _, key := range w.keys {
 		owner, n, b := w.owner(w.vm.Config.Hardware.Device, key)

@@ -233,7 +233,7 @@ var ownTasks = map[string]string{
 	"createSnapshot": "CreateSnapshot_Task", "createSnapshotEx": "CreateSnapshotEx_Task", "removeSnapshot": "RemoveSnapshot_Task",
 	"removeAllSnapshots": "RemoveAllSnapshots_Task", "revertToSnapshot": "RevertToSnapshot_Task",
 	"revertToCurrentSnapshot": "RevertToCurrentSnapshot_Task", "consolidateDisks": "ConsolidateVMDisks_Task",
-	"reconfigVm": "ReconfigVM_Task", "powerOn": "PowerOnVM_Task", "powerOff": "PowerOffVM_Task", "destroy": "Destroy_Task",
+	"reconfigVm": "ReconfigVM_Task", "powerOn": "PowerOnVM_Task", "powerOff": "PowerOffVM_Task", "relocate": "RelocateVM_Task", "destroy": "Destroy_Task",
 	"createVm": "CreateVM_Task", "attachDisk": "AttachDisk_Task", "detachDisk": "DetachDisk_Task",
 	"createDisk": "CreateDisk_Task", "extendDisk": "ExtendDisk_Task", "deleteDisk": "DeleteVStorageObject_Task",
 	"cloneDisk": "CloneVStorageObject_Task", "createDiskFromSnapshot": "CreateDiskFromSnapshot_Task",

@@ -24,6 +24,7 @@ type knobs struct {
 	BadChangeID         string `json:"bad_change_id"`         // fault for an unknown ID: InvalidArgument or FileFault
 	OnRevert            string `json:"on_revert"`             // "reset" the UUID, or go on "silent"ly and wrong
 	OnCrash             string `json:"on_crash"`              // "reset" or "keep" when a host dies
+	OnMove              string `json:"on_move"`               // open disks "follow" files to another datastore, or "break"
 	FirstSnapshot       string `json:"first_snapshot"`        // the one that activates tracking is "untracked" or "tracked"
 	LiveChangeID        string `json:"live_change_id"`        // the VM's own configuration shows the "current" ID or "none"
 	QuiesceWithoutTools string `json:"quiesce_without_tools"` // "fault" or "ignored"
@@ -41,7 +42,7 @@ type knobs struct {
 
 func defaultKnobs() knobs {
 	return knobs{
-		Page: 2000, Granularity: block, Star: "allocated", BadChangeID: "InvalidArgument", OnRevert: "reset", OnCrash: "reset",
+		Page: 2000, Granularity: block, Star: "allocated", BadChangeID: "InvalidArgument", OnRevert: "reset", OnCrash: "reset", OnMove: "follow",
 		Cancelable: "creations", Suppressed: "suspended", FirstSnapshot: "untracked", LiveChangeID: "current", QuiesceWithoutTools: "fault",
 		ConsumerID: "instance_uuid", VSLM: true, VSLMUnknown: "NotFound", VSLMPage: 1000,
 	}
@@ -57,6 +58,7 @@ func (k *knobs) check() error {
 		{"bad_change_id", k.BadChangeID, []string{"InvalidArgument", "FileFault"}},
 		{"on_revert", k.OnRevert, []string{"reset", "silent"}},
 		{"on_crash", k.OnCrash, []string{"reset", "keep"}},
+		{"on_move", k.OnMove, []string{"follow", "break"}},
 		{"first_snapshot", k.FirstSnapshot, []string{"untracked", "tracked"}},
 		{"live_change_id", k.LiveChangeID, []string{"current", "none"}},
 		{"quiesce_without_tools", k.QuiesceWithoutTools, []string{"fault", "ignored"}},

@@ -86,6 +86,7 @@ type vddk struct {
 func (s *sim) vddkRoutes(mux *http.ServeMux) {
 	v := &vddk{s: s, dir: filepath.Join(s.root, "vddk"), handles: map[string]*vddkHandle{}}
 	v.reset()
+	s.library = v
 	if s.vddk != "" {
 		if err := v.install(); err != nil {
 			panic(err)
@@ -384,10 +385,12 @@ func (v *vddk) watch() {
 				v.mu.Lock()
 				v.forget(id)
 				v.mu.Unlock()
-			} else if now, refused := v.s.openDisk(h.opening); refused != nil {
-				h.fail(int(refused.Code))
-			} else if now.flat != h.flat {
-				h.fail(vixFileNotFound)
+			} else if now, refused := v.s.openDisk(h.opening); refused != nil || now.flat != h.flat {
+				v.mu.Lock()
+				if v.handles[id] == h { // it has not moved meanwhile
+					h.fail(int(cmp.Or(refused, &vixError{Code: vixFileNotFound}).Code))
+				}
+				v.mu.Unlock()
 			}
 		}
 	}

@@ -100,8 +100,9 @@ class Disk(ReopeningDisk):
     def _open_now(self) -> None:
         parameters = self._parameters
         ticket, session = self._new_session()
+        path = ticket.path or parameters.path
         try:
-            opened = session.open_disk(parameters.path, parameters.read_only)
+            opened = session.open_disk(path, parameters.read_only)
             capacity = opened.capacity or parameters.capacity
             if capacity is None:
                 raise NfcError("capacity", f"{ticket.host} does not tell the size of {parameters.path}.")
@@ -109,7 +110,7 @@ class Disk(ReopeningDisk):
         except Exception as error:
             session.close()
             if isinstance(error, NfcError) and error.stage == "open":
-                raise _named(error, f"{self._what('Opening')} failed on {ticket.host}:") from None
+                raise _named(error, f"Opening {path} of {parameters.owner} failed on {ticket.host}:") from None
             raise
         self._handle = session
         self._status.event(

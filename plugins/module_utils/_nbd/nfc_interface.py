@@ -221,13 +221,14 @@ def same_thumbprint(one: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class Ticket:
-    """What opens one connection to one host, once."""
+    """What opens one connection to one host, once; ``path`` is the disk's file by now, if that may have changed."""
 
     host: str
     session: str = field(repr=False)
     thumbprint: str
     port: int = AUTHD_PORT
     service: str = AUTHD_SERVICE
+    path: str | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Ticket:

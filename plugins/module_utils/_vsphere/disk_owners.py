@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     change_tracking,
     change_tracking_tasks,
@@ -35,7 +35,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
 
 Choose = Callable[[list[Disk]], list[Disk]]
-# Given who is to be warned of what is left: the way to each disk, as long as the block runs.
+# Given who is to be warned of what is left: where each disk is now, as long as the block runs.
 Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
 
 
@@ -147,6 +147,10 @@ class Owner:
         :raises NotSupported: it is; a host would refuse it without saying why
         """
 
+    def is_layered(self, disk: Disk, snapshot: str) -> bool:
+        """Whether a disk stands on an earlier snapshot in this one, as far as that is known; doubt counts as yes."""
+        return disk.layered
+
 
 def open_owner(
     c: Connection, vm: Mapping[str, Any], fcd: Mapping[str, Any], fcd_api: str = "auto"
@@ -250,8 +254,17 @@ class VmOwner(Owner):
         return {"vm": self.identity["moid"], "snapshot": snapshot}
 
     def nfc_places(self, snapshot: str | None, helper: str | None) -> Places:
-        moid: str = self.identity["moid"]
-        return lambda warn: contextlib.nullcontext(lambda disk: Place(moid, disk.key, disk.path))
+        there = vim.vm.Snapshot(snapshot, self.c.stub) if snapshot else self._vm
+
+        def place(disk: Disk) -> Place:
+            read = self.c.retrieve([there], {type(there): ["config.hardware.device"]}).get(there, {})
+            found = from_devices(read.get("config.hardware.device", ()))
+            now = next((one for one in found if (one.key, one.backing_uuid) == (disk.key, disk.backing_uuid)), None)
+            if now is None:
+                raise NotFound(f"{self.called(disk)} is not there any more.", "It was removed meanwhile; run it again.")
+            return Place(self.identity["moid"], now.key, now.path)
+
+        return lambda warn: contextlib.nullcontext(place)
 
     def check_frozen(self, disk: Disk) -> None:
         if self._live is None:
@@ -365,9 +378,15 @@ class FcdOwner(Owner):
         @contextlib.contextmanager
         def reached(warn: Callable[[str], None]) -> Iterator[Callable[[Disk], Place]]:
             with there.reached(warn) as place:
-                yield lambda disk: place
+                yield lambda disk: place()
 
         return reached
+
+    def is_layered(self, disk: Disk, snapshot: str) -> bool:
+        who = holder(self.c, self._fcd)
+        if who and (who.has_snapshots or not who.is_seen):
+            return True
+        return any(one.id != snapshot for one in self._store.snapshots(self._fcd)[:1])
 
     def _find(self) -> None:
         self._store = fcd_store.open_store(self.c, self._api)

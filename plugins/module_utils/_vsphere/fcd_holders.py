@@ -20,6 +20,7 @@ class Holder:
     name: str
     powered_off: bool
     has_snapshots: bool
+    is_seen: bool = True
 
 
 def holder(c: Connection, disk: Fcd) -> Holder | None:
@@ -28,7 +29,7 @@ def holder(c: Connection, disk: Fcd) -> Holder | None:
         return None
     found = fcd_attachments.consumers(c, [disk], ["runtime.powerState", "snapshot"])
     if disk.id not in found:
-        return Holder(disk.consumers[0], powered_off=False, has_snapshots=False)
+        return Holder(disk.consumers[0], powered_off=False, has_snapshots=False, is_seen=False)
     _vm, read = found[disk.id]
     return Holder(
         inventory.unescape(read["name"]),

@@ -73,11 +73,14 @@ class FcdPlace:
         )
 
     @contextlib.contextmanager
-    def reached(self, warn: Callable[[str], None]) -> Iterator[Place]:
-        """The place, as long as the block runs. What was attached and made for it goes in every path."""
+    def reached(self, warn: Callable[[str], None]) -> Iterator[Callable[[], Place]]:
+        """Tells the place as it is now, as long as the block runs.
+
+        What was attached and made for it goes in every path.
+        """
         if self._helper is None and self._holder is not None:
-            place = self._place(self._holder, self._disk)
-            yield place._replace(path=self._frozen) if self._snapshot and self._frozen else place
+            holder = self._holder
+            yield lambda: self._direct(holder)
         elif self._snapshot is None:
             try:
                 yield self._attach(self._disk)
@@ -123,6 +126,14 @@ class FcdPlace:
             return False
         return holder.powered_off or self._frozen not in {disk.path for disk in from_devices(holder.devices)}
 
+    def _direct(self, holder: Machine) -> Place:
+        """Where the disk, or its snapshot's file, is on the VM that has it."""
+        place = self._place(self._look_again(holder), self._disk)
+        if self._snapshot is None:
+            return place
+        now = self._store.find(id=self._disk.id)  # on another datastore than before, if it was moved
+        return place._replace(path=self._store.snapshot_details(now, self._snapshot).path or self._frozen)
+
     def _place(self, machine: Machine, disk: Fcd) -> Place:
         key = fcd_attachments.device_key(machine.devices, disk.id)
         there = next((one for one in from_devices(machine.devices) if one.key == key), None)
@@ -147,14 +158,14 @@ class FcdPlace:
             raise NotSupported(f"There is no helper virtual machine for {self._disk.name}.", "Name native_helper_vm.")
         return self._helper
 
-    def _look_again(self) -> Machine:
-        helper = self._needed_helper
-        read = self._store.c.retrieve([helper.vm], {type(helper.vm): [fcd_attachments.DEVICES]})
-        return helper._replace(devices=list(read.get(helper.vm, {}).get(fcd_attachments.DEVICES, ())))
+    def _look_again(self, machine: Machine) -> Machine:
+        read = self._store.c.retrieve([machine.vm], {type(machine.vm): [fcd_attachments.DEVICES]})
+        return machine._replace(devices=list(read.get(machine.vm, {}).get(fcd_attachments.DEVICES, ())))
 
-    def _attach(self, disk: Fcd) -> Place:
+    def _attach(self, disk: Fcd) -> Callable[[], Place]:
+        helper = self._needed_helper
         for pause in (*_PAUSES, None):
-            machine = self._look_again()
+            machine = self._look_again(helper)
             slot = fcd_attachments.choose_slot(machine.devices, None)
             try:
                 self._store.attach(disk, machine.vm, slot.controller, slot.unit)
@@ -163,11 +174,12 @@ class FcdPlace:
                 if pause is None:
                     raise
                 time.sleep(pause)
-        return self._place(self._look_again(), disk)
+        return lambda: self._place(self._look_again(helper), disk)
 
     def _detach(self, disk: Fcd) -> None:
-        if fcd_attachments.device_key(self._look_again().devices, disk.id) is not None:
-            self._store.detach(disk, self._needed_helper.vm)
+        helper = self._needed_helper
+        if fcd_attachments.device_key(self._look_again(helper).devices, disk.id) is not None:
+            self._store.detach(disk, helper.vm)
 
     def _remove(self, disk: Fcd) -> None:
         self._detach(disk)
