@@ -59,11 +59,12 @@ def ship_nfc(directory: str) -> str:
 
 def _ship(directory: str, parts: tuple[Any, ...]) -> str:
     plugin = parts[0]
-    package = Path(directory, *plugin.__name__.split(".")[:-1])
-    package.mkdir(parents=True)
+    package = Path(directory)
     # Regular packages at every level: an Ansible installed on the machine would win over mere directories.
-    for parent in (package, *package.parents[: len(package.relative_to(directory).parts) - 1]):
-        (parent / "__init__.py").touch()
+    for name in plugin.__name__.split(".")[:-1]:
+        package /= name
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
     for part in (*_SHARED, *parts):
         source = part.__loader__.get_source(part.__name__)
         (package / Path(part.__file__).name).write_text(source, encoding="utf-8")

@@ -132,7 +132,7 @@ class FcdPlace:
         if self._snapshot is None:
             return place
         now = self._store.find(id=self._disk.id)  # on another datastore than before, if it was moved
-        return place._replace(path=self._store.snapshot_details(now, self._snapshot).path or self._frozen)
+        return place._replace(path=self._store.snapshot_details(now, self._snapshot).path or self._frozen or "")
 
     def _place(self, machine: Machine, disk: Fcd) -> Place:
         key = fcd_attachments.device_key(machine.devices, disk.id)
