@@ -20,13 +20,15 @@ options:
   username:
     description:
       - User to log in as.
-      - If it is not set, the environment variable E(VMWARE_USER) is used; one of the two is needed.
+      - If it is not set, the environment variable E(VMWARE_USER) is used; one of the two is needed unless there is
+        a O(session).
     type: str
     aliases: [user, admin]
   password:
     description:
       - Password of the user.
-      - If it is not set, the environment variable E(VMWARE_PASSWORD) is used; one of the two is needed.
+      - If it is not set, the environment variable E(VMWARE_PASSWORD) is used; one of the two is needed unless there is
+        a O(session).
     type: str
     aliases: [pass, pwd]
   port:
@@ -56,6 +58,12 @@ options:
       - Port of the HTTP proxy; 80 if it is not set.
       - If it is not set, the environment variable E(VMWARE_PROXY_PORT) is used.
     type: int
+  session:
+    description:
+      - A session to use instead of logging in, as C(holdfast.backup.vcenter_session) returns it. It is left open.
+      - It is a secret. Give it by C(module_defaults) of the action group C(holdfast.backup.vcenter), never by a fact.
+      - If it has ended, the task logs in (and out) itself if it has O(username) and O(password), and else it fails.
+    type: str
 requirements:
   - Python 3.9 or later
   - pyVmomi 8.0 or later (on Python 3.9 a release before 9.1)

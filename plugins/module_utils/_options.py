@@ -34,6 +34,7 @@ VCENTER = OptionGroup(
         "ca_path": {"type": "path", "fallback": (env_fallback, ["VMWARE_CA_PATH"])},
         "proxy_host": {"type": "str", "fallback": (env_fallback, ["VMWARE_PROXY_HOST"])},
         "proxy_port": {"type": "int", "fallback": (env_fallback, ["VMWARE_PROXY_PORT"])},
+        "session": {"type": "str", "no_log": True},  # never from the environment: other processes can read that
     },
 )
 
@@ -82,9 +83,12 @@ _NEEDED = {"hostname": "VMWARE_HOST", "username": "VMWARE_USER", "password": "VM
 
 
 def endpoint(params: Mapping[str, Any]) -> Endpoint:
-    """The endpoint that the options of :data:`VCENTER` describe; raises InvalidInput when one is missing."""
+    """The endpoint that the options of :data:`VCENTER` describe; raises InvalidInput when one is missing.
+
+    With a session, neither user name nor password is needed.
+    """
     for option, variable in _NEEDED.items():
-        if not params[option]:
+        if not params[option] and not (params["session"] and option != "hostname"):
             raise InvalidInput(
                 f"The option {option} is not set.", f"Give it to the task, or set the environment variable {variable}."
             )

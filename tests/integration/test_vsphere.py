@@ -27,6 +27,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import co
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, paths, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
 
 
 @pytest.fixture
@@ -298,6 +299,89 @@ def test_the_context_is_the_endpoints_own(endpoint):
     assert endpoint.ssl_context().verify_mode is ssl.CERT_REQUIRED
 
 
+# a session that others use too
+
+
+@pytest.fixture
+def shared(c, endpoint):
+    """The endpoint with the session of ``c`` and nobody to log in as."""
+    given = Session(c.soap_cookie(), server=c.vcenter).encode()
+    return dataclasses.replace(endpoint, username=None, password=None, session=given)
+
+
+def test_a_shared_session_costs_one_request_and_stays(lab, c, shared):
+    lab.requests(reset=True)
+    with Connection(shared) as other:
+        assert other.shared
+        assert other.retrieve([other.content.rootFolder], {vim.Folder: ["name"]})
+    assert methods(lab) == {"RetrieveServiceContent": 1, "RetrievePropertiesEx": 1}
+    assert len(lab.sessions()) == 1
+
+
+def test_a_wait_in_a_shared_session_leaves_nothing_there(lab, c, vm, shared):
+    with Connection(shared) as other:
+        task = snapshot(other, vm)
+        lab.requests(reset=True)
+        assert tasks.wait(other, task, timeout=10)
+        used = methods(lab)
+    assert used.pop("WaitForUpdatesEx") <= 2
+    assert used == {"CreatePropertyCollector": 1, "CreateFilter": 1, "DestroyPropertyCollector": 1}
+
+
+def test_waits_in_one_session_do_not_meet(lab, c, vm, shared):
+    """The session's own property collector serves one wait at a time."""
+    others = [lab.create_vm(f"meet{number}-{time.monotonic_ns()}", disks=[]) for number in range(3)]
+    lab.fault(task="*createSnapshot*", delay_ms=500, count=0)
+    results = []
+
+    def work(machine):
+        with Connection(shared) as other:
+            results.append(tasks.wait(other, snapshot(other, machine), timeout=10))
+
+    threads = [threading.Thread(target=work, args=(machine,)) for machine in others]
+    for thread in threads:
+        thread.start()
+    assert tasks.wait(c, snapshot(c, vm), timeout=10)
+    for thread in threads:
+        thread.join()
+    lab.clear_faults()
+    assert len(set(results)) == 3
+    for machine in others:
+        lab.destroy_vm(machine["moid"])
+
+
+def test_a_view_is_destroyed_in_a_shared_session_only(lab, c, shared):
+    for session, end in ((c.endpoint, 0), (shared, 1)):
+        lab.requests(reset=True)
+        with Connection(session) as other, other.view(other.content.rootFolder, [vim.VirtualMachine]):
+            pass
+        assert methods(lab).get("DestroyView", 0) == end
+
+
+def test_a_shared_session_that_ended(lab, c, endpoint, shared):
+    lab.expire_sessions()
+    with pytest.raises(AuthenticationFailed, match=r"has ended, and there is no password.*vcenter_session again"):
+        _root_name(shared)
+    assert _root_name(dataclasses.replace(shared, username=endpoint.username, password=endpoint.password))
+    assert lab.sessions() == []  # the one that replaced it was our own
+
+
+def _root_name(endpoint):
+    with Connection(endpoint) as c:
+        return c.retrieve([c.content.rootFolder], {vim.Folder: ["name"]})[c.content.rootFolder]["name"]
+
+
+def test_a_session_of_another_vcenter_is_not_shown_to_this_one(lab, c, shared):
+    foreign = Session(c.soap_cookie(), server="42a8c1de-0000-4000-8000-000000000001").encode()
+    lab.requests(reset=True)
+    with (
+        pytest.raises(AuthenticationFailed, match="one of another server"),
+        Connection(dataclasses.replace(shared, session=foreign)),
+    ):
+        pass
+    assert lab.requests()["sessions"] == {"": 1}
+
+
 # looking up
 
 FOLDER = "find/production/web"
@@ -433,7 +517,28 @@ def test_a_task_is_waited_for_and_gives_its_result(lab, c, vm):
     task = snapshot(c, vm)
     lab.requests(reset=True)
     assert isinstance(tasks.wait(c, task, timeout=10), vim.vm.Snapshot)
-    assert lab.requests()["total"] <= 5
+    assert lab.requests()["total"] <= 3
+
+
+def test_waits_one_after_another(lab, c, vm):
+    machine = vim.VirtualMachine(vm["moid"], c.stub)
+    for number in range(3):
+        task = snapshot(c, vm, f"number{number}")
+        lab.requests(reset=True)
+        made, told = tasks.wait(c, task, timeout=10, beside={machine: ["snapshot", "runtime.powerState"]})
+        assert lab.requests()["total"] <= 4
+        assert told[machine]["snapshot"].currentSnapshot == made
+        assert set(told) == {machine}
+
+
+def test_what_is_told_beside_is_of_the_end_of_the_task(lab, c, vm):
+    machine = vim.VirtualMachine(vm["moid"], c.stub)
+    made = tasks.wait(c, snapshot(c, vm), timeout=10)
+    lab.fault(task="*removeSnapshot*", delay_ms=500)
+    task = c.call(made.RemoveSnapshot_Task, False)
+    result, told = tasks.wait(c, task, timeout=10, beside={machine: ["snapshot", "runtime.consolidationNeeded"]})
+    assert result is None
+    assert told == {machine: {"runtime.consolidationNeeded": False}}
 
 
 def test_the_end_is_noticed_at_once(lab, c, vm):
@@ -443,7 +548,7 @@ def test_the_end_is_noticed_at_once(lab, c, vm):
     lab.requests(reset=True)
     tasks.wait(c, task, timeout=20)
     assert 1.4 < time.monotonic() - begun < 2.2
-    assert lab.requests()["total"] <= 7
+    assert lab.requests()["total"] <= 5
 
 
 def test_a_failed_task(lab, c, vm):
@@ -508,7 +613,7 @@ def test_many_tasks_at_once(lab, c, vm):
     both = [snapshot(c, vm, "one"), snapshot(c, other, "two")]
     lab.requests(reset=True)
     results = tasks.wait_all(c, both, timeout=20)
-    assert lab.requests()["total"] <= 6
+    assert lab.requests()["total"] <= 4
     names = [c.retrieve([one], {vim.vm.Snapshot: ["vm"]})[one]["vm"]._GetMoId() for one in results]
     assert names == [vm["moid"], other["moid"]]
     lab.destroy_vm(other["moid"])

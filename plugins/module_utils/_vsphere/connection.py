@@ -6,8 +6,9 @@
 
 The session costs three requests (RetrieveServiceContent, Login, Logout). It is logged out in
 every path, because orphan sessions live up to two hours and their number is limited. A session
-that expired is logged in again. A call is never repeated after its reply was lost, unless the
-caller says that it only reads (:meth:`Connection.read`).
+that was given is shared with other tasks: it costs one request and is left as it was found.
+A session that expired is logged in again. A call is never repeated after its reply was lost,
+unless the caller says that it only reads (:meth:`Connection.read`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.client import HTTPException, HTTPSConnection
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 from xml.parsers.expat import ExpatError
@@ -40,6 +42,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
     vim,
     vmodl,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
 
 # Every supported server (6.7 and later) understands this version; a newer one is chosen from its answer.
 FIRST_VERSION = "6.7"
@@ -69,16 +72,30 @@ _UNREADABLE = (ExpatError, UnicodeDecodeError)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to log in. ``ca_path`` is a PEM file or a directory of them; unset means the system's store."""
+    """Where and how to log in. ``ca_path`` is a PEM file or a directory of them; unset means the system's store.
+
+    ``session`` is the text of a session to use instead of logging in (see ``session.py``).
+    """
 
     hostname: str
-    username: str
-    password: str = field(repr=False)
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
     port: int = 443
     validate_certs: bool = True
     ca_path: str | None = None
     proxy_host: str | None = None
     proxy_port: int | None = None
+    session: str | None = field(default=None, repr=False)
+
+    @property
+    def can_log_in(self) -> bool:
+        """Whether there are a user name and a password."""
+        return bool(self.username and self.password)
+
+    @property
+    def user(self) -> str:
+        """The user, for messages."""
+        return self.username or "The user of the session"
 
     @property
     def address(self) -> str:
@@ -136,15 +153,23 @@ class _Wire(HTTPSConnection):
 
 
 class Connection:
-    """A logged-in session; use it in a ``with`` block.
+    """A session; use it in a ``with`` block.
 
     ``content`` is the ServiceContent and ``stub`` the SOAP stub for making managed objects
     (``vim.VirtualMachine(moid, c.stub)``). What belongs to the session (views, collectors, the cookie) is lost
-    when it has to be renewed.
+    when it has to be renewed; ``logins`` counts how often that was.
+
+    ``shared`` tells that the session was given and is others' too: what is made in it has to be removed again,
+    and nothing in it that others may use (its own property collector) is touched. One that has ended is replaced
+    by one of our own if there is a password.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.given = Session.parse(endpoint.session) if endpoint.session else None
+        self.shared = self.given is not None
+        self.logins = 0
+        self.login_time: datetime | None = None  # by the server's clock; of a session that was given it is not known
         self.content: Any = None
         self.stub: Any = None
         self._certificate = b""
@@ -159,7 +184,10 @@ class Connection:
             self.content = instance.RetrieveContent()
             self.stub.ComputeVersionInfo(newest_version(self.about.apiVersion))
             try:
-                self._login()
+                if self.given is not None:
+                    self._join(self.given)
+                else:
+                    self._login()
             except BaseException:
                 self.__exit__()  # the server may have logged in although the answer was not read
                 raise
@@ -167,7 +195,7 @@ class Connection:
 
     def __exit__(self, *exc_info: Any) -> None:
         # Nothing that goes wrong here may hide how the work ended.
-        for _attempt in range(2):
+        for _attempt in range(0 if self.shared else 2):
             try:
                 self.content.sessionManager.Logout()
                 break
@@ -252,6 +280,20 @@ class Connection:
             yield from answer.objects
             answer = self.read(collector.ContinueRetrievePropertiesEx, answer.token) if answer.token else None
 
+    @contextlib.contextmanager
+    def view(self, start: Any, kinds: Sequence[Any]) -> Iterator[Any]:
+        """A container view of all objects of these types below ``start``, for a ``with`` block; one request.
+
+        In a shared session it is destroyed at the end (another request); in our own it ends with the session.
+        """
+        view = self.read(self.content.viewManager.CreateContainerView, start, list(kinds), True)
+        try:
+            yield view
+        finally:
+            if self.shared:
+                with contextlib.suppress(BackupError):
+                    self.call(view.DestroyView)
+
     def thumbprint(self) -> str:
         """SHA-1 of the server's leaf certificate as this connection saw it, like ``AA:BB:...``."""
         digest = hashlib.sha1(self._certificate, usedforsecurity=False).hexdigest().upper()
@@ -304,8 +346,29 @@ class Connection:
     def _keep_certificate(self, certificate: bytes) -> None:
         self._certificate = certificate
 
+    def _join(self, session: Session) -> None:
+        # RetrieveServiceContent was sent without it: another server gets no secret.
+        if session.server != self.vcenter:
+            raise AuthenticationFailed(
+                f"The session is one of another server than {self.endpoint.address}.",
+                "Give hostname the server that holdfast.backup.vcenter_session logged in to, or log in to this one.",
+            )
+        self.stub.SetSessionId(None)
+        self.stub.cookie = session.soap
+
     def _login(self) -> None:
-        self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
+        if not self.endpoint.can_log_in:
+            raise AuthenticationFailed(
+                f"The session with {self.endpoint.address} has ended, and there is no password to log in again.",
+                "Run holdfast.backup.vcenter_session again, or give username and password too.",
+                fault="NotAuthenticated",
+            )
+        # Before the log-in: if its answer is lost there may be a session all the same.
+        self.stub.SetSessionId(None)
+        self.shared = False
+        user_session = self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
+        self.logins += 1
+        self.login_time = user_session.loginTime
         for stub in self._beside:
             self._admit(stub)
 
@@ -314,7 +377,6 @@ class Connection:
             return request()
         except vim.fault.NotAuthenticated:
             # The server did nothing, so any call may be repeated.
-            self.stub.SetSessionId(None)
             self._login()
             return request()
 
@@ -409,7 +471,7 @@ def refusal(
         )
     if name == "NoPermission" and privilege:
         return VsphereFault(
-            f"{endpoint.username} lacks the privilege {privilege} on {moid or 'the object'}.",
+            f"{endpoint.user} lacks the privilege {privilege} on {moid or 'the object'}.",
             "Grant it by a role on that object or above it.",
             fault=name,
             privilege=privilege,

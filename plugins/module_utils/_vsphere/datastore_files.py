@@ -95,7 +95,7 @@ def _check(c: Connection, response: Any, path: str, verb: str, privilege: str) -
         return
     step = "Look at the server's log."
     if response.status_code in (401, 403):
-        step = f"Grant {c.endpoint.username} the privilege {privilege} on the datastore."
+        step = f"Grant {c.endpoint.username or 'the user of the session'} the privilege {privilege} on the datastore."
     raise VsphereFault(
         f"{c.endpoint.address} refused to {verb} {path}: {response.status_code} {response.reason}.", step
     )

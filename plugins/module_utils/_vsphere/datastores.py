@@ -35,11 +35,9 @@ class Datastores:
     def all(self) -> list[Datastore]:
         """All that the user may see, in the order of their names."""
         if not self._complete:
-            view = self._c.read(
-                self._c.content.viewManager.CreateContainerView, self._c.content.rootFolder, [vim.Datastore], True
-            )
             into = inventory.traverse("view", vim.view.ContainerView, "view")
-            self._read(vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]))
+            with self._c.view(self._c.content.rootFolder, [vim.Datastore]) as view:
+                self._read(vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]))
             self._complete = True
         return sorted(self._known.values(), key=lambda one: (one.name, one.moid))
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
     ConnectionFailed,
     NotFound,
     TaskFailed,
@@ -42,95 +43,142 @@ def wait(
     timeout: float,
     on_progress: Callable[[int | None], None] | None = None,
     on_timeout: str = "leave",
+    beside: Mapping[Any, Sequence[str]] | None = None,
 ) -> Any:
     """Wait for one task and return its result.
 
     :param timeout: seconds
     :param on_progress: called with the percentage (None when the server gives none) when it changes
     :param on_timeout: ``leave`` the task running, or ``cancel`` it
+    :param beside: managed object -> property paths, told as they are when the task has ended, in no further request
+    :returns: the result; with ``beside`` a pair of the result and object -> {path: value}, where an unset or
+        unreadable property is a missing key
     :raises TaskFailed: ``details``: fault (its type), task (its moid)
     :raises TimedOut: ``details``: task, task_state (``running``, ``cancelled``, ...)
     """
-    return wait_all(c, [task], timeout=timeout, on_progress=on_progress, on_timeout=on_timeout)[0]
+    told = _wait(c, [task], beside or {}, timeout, on_progress, on_timeout)
+    result = told[task].get("info.result")
+    return result if beside is None else (result, {obj: told[obj] for obj in beside})
 
 
-def wait_all(
-    c: Connection,
-    tasks: Sequence[Any],
-    *,
-    timeout: float,
-    on_progress: Callable[[int | None], None] | None = None,
-    on_timeout: str = "leave",
-) -> list[Any]:
+def wait_all(c: Connection, tasks: Sequence[Any], *, timeout: float, on_timeout: str = "leave") -> list[Any]:
     """Like :func:`wait` for several tasks at once; returns their results in the same order.
 
     The first failed task is raised, after all of them have ended.
     """
-    infos: dict[Any, dict[str, Any]] = {task: {} for task in tasks}
-    if not _follow(c, infos, timeout, on_progress):
-        _give_up(c, infos, timeout, on_timeout)
+    told = _wait(c, tasks, {}, timeout, None, on_timeout)
+    return [told[task].get("info.result") for task in tasks]
+
+
+def _wait(
+    c: Connection,
+    tasks: Sequence[Any],
+    beside: Mapping[Any, Sequence[str]],
+    timeout: float,
+    on_progress: Callable[[int | None], None] | None,
+    on_timeout: str,
+) -> dict[Any, dict[str, Any]]:
+    """The properties of all the tasks, which have succeeded, and of what is watched beside them."""
+    # Every change of a property that is watched costs a request, so progress is only watched for somebody.
+    paths = _PATHS if on_progress is None else [*_PATHS, "info.progress"]
+    watched = {**beside, **dict.fromkeys(tasks, paths)}
+    told: dict[Any, dict[str, Any]] = {obj: {} for obj in watched}
+    if not _follow(c, tasks, watched, told, timeout, on_progress):
+        _give_up(c, tasks, watched, told, timeout, on_timeout)
     for task in tasks:
-        if infos[task]["info.state"] != vim.TaskInfo.State.success:
-            raise _failure(task, infos[task]) from infos[task].get("info.error")
-    return [infos[task].get("info.result") for task in tasks]
+        if told[task]["info.state"] != vim.TaskInfo.State.success:
+            raise _failure(task, told[task]) from told[task].get("info.error")
+    return told
 
 
 def _follow(
-    c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on_progress: Callable[[int | None], None] | None
+    c: Connection,
+    tasks: Sequence[Any],
+    watched: Mapping[Any, Sequence[str]],
+    told: dict[Any, dict[str, Any]],
+    timeout: float,
+    on_progress: Callable[[int | None], None] | None,
 ) -> bool:
-    """Keep ``infos`` up to date until all tasks ended (True) or the time is over (False)."""
+    """Keep ``told`` up to date until all tasks ended (True) or the time is over (False)."""
     deadline = time.monotonic() + timeout
-    # Every change of a property that is watched costs a request, so progress is only watched for somebody.
-    watch = _Watch(c, list(infos), _PATHS if on_progress is None else [*_PATHS, "info.progress"])
     reported = None
-    while not all(_ended(info) for info in infos.values()) and (left := deadline - time.monotonic()) > 0:
-        watch.update(infos, left)
-        progress = next(iter(infos.values())).get("info.progress")
-        if on_progress is not None and progress != reported:
-            on_progress(progress)
-            reported = progress
-    watch.close()
-    return all(_ended(info) for info in infos.values())
+    with _Watch(c, watched) as watch:
+        while not (is_over := watch.complete and all(_ended(told[task]) for task in tasks)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            watch.update(told, left)
+            progress = told[tasks[0]].get("info.progress")
+            if on_progress is not None and progress != reported:
+                on_progress(progress)
+                reported = progress
+    return is_over
 
 
 class _Watch:
-    """Updates on some tasks, by a property collector of their own.
+    """Updates on some objects, by a filter of a property collector.
 
-    A collector belongs to its session and serves one wait at a time. When the session is renewed it is gone;
-    when the connection drops, the server may still be answering the wait that was cut off. In both cases a
-    new one starts over: it tells the whole state first.
+    A collector belongs to its session and serves one wait at a time. In our own session its default one will do: the
+    filter ends with the session, and one of an earlier wait is not listened to. In a shared session others may wait
+    by the default one, so there, and when the connection dropped (the server may still be answering the wait that was
+    cut off), it is a collector for this alone. When the session is renewed all is gone. Whatever is opened anew
+    tells the whole state first.
     """
 
-    def __init__(self, c: Connection, tasks: list[Any], paths: list[str]) -> None:
+    def __init__(self, c: Connection, watched: Mapping[Any, Sequence[str]]) -> None:
         self._c = c
+        paths: dict[Any, set[str]] = {}
+        for obj, wanted in watched.items():
+            paths.setdefault(type(obj), set()).update(wanted)
         self._spec = vmodl.query.PropertyCollector.FilterSpec(
-            objectSet=[vmodl.query.PropertyCollector.ObjectSpec(obj=task) for task in tasks],
-            propSet=[vmodl.query.PropertyCollector.PropertySpec(type=vim.Task, pathSet=paths)],
+            objectSet=[vmodl.query.PropertyCollector.ObjectSpec(obj=obj) for obj in watched],
+            propSet=[
+                vmodl.query.PropertyCollector.PropertySpec(type=kind, pathSet=sorted(names))
+                for kind, names in paths.items()
+            ],
         )
-        self._open()
+        self.complete = True  # False while the latest state has been told in part
+        self._open(alone=c.shared)
 
-    def _open(self) -> None:
-        self._collector = self._c.read(self._c.content.propertyCollector.CreatePropertyCollector)
-        self._c.read(self._collector.CreateFilter, self._spec, True)
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if self._is_alone:
+            with contextlib.suppress(BackupError):
+                self._c.call(self._collector.DestroyPropertyCollector)
+
+    def _open(self, alone: bool) -> None:
+        self._is_alone = alone
+        self._collector = self._c.content.propertyCollector
+        if alone:
+            self._collector = self._c.read(self._collector.CreatePropertyCollector)
+        self._filter = self._c.read(self._collector.CreateFilter, self._spec, False)
+        self._logins = self._c.logins
         self._version = ""
 
-    def update(self, infos: dict[Any, dict[str, Any]], seconds: float) -> None:
-        """Wait so long for a change, and note it in ``infos``."""
+    def update(self, told: dict[Any, dict[str, Any]], seconds: float) -> None:
+        """Wait so long for a change, and note it in ``told``."""
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, round(min(seconds, SLICE))))
         try:
-            updates = self._c.call(self._collector.WaitForUpdatesEx, self._version, options)
+            updates = self._c.call(self._ask, options)
         except (NotFound, ConnectionFailed):
-            self._open()
+            self._open(alone=True)
             return
-        if updates is not None:
-            self._version = updates.version
-            for changed in (one for filters in updates.filterSet for one in filters.objectSet):
-                infos[changed.obj].update({change.name: change.val for change in changed.changeSet})
+        if updates is None:
+            return
+        self._version, self.complete = updates.version, not updates.truncated
+        for changed in (one for part in updates.filterSet if part.filter == self._filter for one in part.objectSet):
+            for change in changed.changeSet:
+                if change.val is None:
+                    told[changed.obj].pop(change.name, None)
+                else:
+                    told[changed.obj][change.name] = change.val
 
-    def close(self) -> None:
-        """Forget the collector; where an error cuts the wait short, it ends with the session."""
-        with contextlib.suppress(NotFound, VsphereFault, ConnectionFailed):
-            self._c.call(self._collector.DestroyPropertyCollector)
+    def _ask(self, options: Any) -> Any:
+        if self._logins != self._c.logins:  # asked again, in a new session
+            self._open(alone=self._c.shared)
+        return self._collector.WaitForUpdatesEx(self._version, options)
 
 
 def _ended(info: dict[str, Any]) -> bool:
@@ -141,18 +189,25 @@ def _cancelled(info: dict[str, Any]) -> bool:
     return _ended(info) and isinstance(info.get("info.error"), vmodl.fault.RequestCanceled)
 
 
-def _give_up(c: Connection, infos: dict[Any, dict[str, Any]], timeout: float, on_timeout: str) -> None:
+def _give_up(
+    c: Connection,
+    tasks: Sequence[Any],
+    watched: Mapping[Any, Sequence[str]],
+    told: dict[Any, dict[str, Any]],
+    timeout: float,
+    on_timeout: str,
+) -> None:
     """Cancel the tasks if wished, and raise TimedOut unless all of them ended by themselves meanwhile."""
-    late = {task: info for task, info in infos.items() if not _ended(info)}
+    late = [task for task in tasks if not _ended(told[task])]
     if on_timeout == "cancel":
         for task in late:
             with contextlib.suppress(VsphereFault):  # not cancelable, or ended just now: the state tells
                 c.call(task.CancelTask)
-        _follow(c, late, CANCEL_GRACE, None)
-        late = {task: info for task, info in late.items() if not _ended(info) or _cancelled(info)}
+        _follow(c, tasks, watched, told, CANCEL_GRACE, None)
+        late = [task for task in late if not _ended(told[task]) or _cancelled(told[task])]
         if not late:
             return
-    task, info = next(iter(late.items()))
+    task, info = late[0], told[late[0]]
     state = "cancelled" if _cancelled(info) else str(info.get("info.state") or "unknown")
     outcome = "It was cancelled" if state == "cancelled" else f"It goes on in vSphere (state {state})"
     raise TimedOut(

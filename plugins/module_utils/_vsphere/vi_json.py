@@ -18,20 +18,15 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
     CertificateRejected,
     ConnectionFailed,
+    InvalidInput,
     NotSupported,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import (
-    CONNECT_TIMEOUT,
-    READ_TIMEOUT,
-    Endpoint,
-    broken_wire,
-    refusal,
-)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Endpoint, refusal
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import SESSION, JsonHttp, decoded
 
 RELEASES = ("9.0.0.0", "8.0.3.0", "8.0.2.0", "8.0.1.0")  # most wanted first
 OLDEST = RELEASES[-1]  # has no negotiation
 
-_SESSION = "vmware-api-session-id"
 _NO_VI_JSON = "VI JSON needs vCenter 8.0 Update 1 or later; use api: soap."
 
 
@@ -45,10 +40,15 @@ class ViJson:
         self._session_manager = ""
 
     def __enter__(self) -> ViJson:
-        self._http = self.endpoint.http_session()
+        if not self.endpoint.can_log_in:
+            raise InvalidInput(
+                "VI JSON has sessions of its own: the one that was given is none of them.",
+                "Give username and password too, or use api: soap.",
+            )
+        self._http = JsonHttp(self.endpoint)
         try:
             self.release = self._negotiate()
-            content = self._answer(self._send("GET", self._path("ServiceInstance", "ServiceInstance", "content")))
+            content = self._answer(self._http.send("GET", self._path("ServiceInstance", "ServiceInstance", "content")))
             self._session_manager = content["sessionManager"]["value"]
             self._login()
         except BaseException:
@@ -59,7 +59,7 @@ class ViJson:
     def __exit__(self, *exc_info: Any) -> None:
         # Nothing that goes wrong here may hide how the work ended.
         try:
-            self._send_again("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
+            self._http.send_again("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
         except (ConnectionFailed, CertificateRejected):
             pass
         finally:
@@ -75,14 +75,14 @@ class ViJson:
         :raises NotFound: the managed object is gone
         """
         path = self._path(kind, moid, method)
-        response = self._send_again("POST", path, parameters)
+        response = self._http.send_again("POST", path, parameters)
         if _session_is_over(response):
             self._login()
-            response = self._send_again("POST", path, parameters)
+            response = self._http.send_again("POST", path, parameters)
         return self._answer(response)
 
     def _negotiate(self) -> str:
-        response = self._send("POST", "/api/vcenter/system?action=hello", {"api_releases": list(RELEASES)})
+        response = self._http.send("POST", "/api/vcenter/system?action=hello", {"api_releases": list(RELEASES)})
         if response.status_code == 404:
             return OLDEST
         release = self._answer(response).get("api_release")
@@ -93,28 +93,14 @@ class ViJson:
         return release
 
     def _login(self) -> None:
-        self._http.headers.pop(_SESSION, None)
+        self._http.headers.pop(SESSION, None)
         credentials = {"userName": self.endpoint.username, "password": self.endpoint.password}
-        response = self._send("POST", self._path("SessionManager", self._session_manager, "Login"), credentials)
+        response = self._http.send("POST", self._path("SessionManager", self._session_manager, "Login"), credentials)
         self._answer(response)
-        self._http.headers[_SESSION] = response.headers[_SESSION]
+        self._http.headers[SESSION] = response.headers[SESSION]
 
     def _path(self, kind: str, moid: str, member: str) -> str:
         return f"/sdk/vim25/{self.release}/{kind}/{moid}/{member}"
-
-    def _send_again(self, method: str, path: str, body: Any) -> Any:
-        try:
-            return self._send(method, path, body)
-        except ConnectionFailed:
-            return self._send(method, path, body)
-
-    def _send(self, method: str, path: str, body: Any = None) -> Any:
-        """One request; the response whatever its status."""
-        url = f"https://{self.endpoint.address}{path}"
-        try:
-            return self._http.request(method, url, json=body, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
-        except OSError as error:  # requests' own errors are OSErrors
-            raise broken_wire(_cause(error), self.endpoint) from error
 
     def _answer(self, response: Any) -> Any:
         """The decoded body of a good response; everything else is raised."""
@@ -125,7 +111,7 @@ class ViJson:
                 f"{self.endpoint.address} does not serve {response.request.method} {response.request.path_url}.",
                 _NO_VI_JSON,
             )
-        body = _decoded(response)
+        body = decoded(response)
         if response.status_code == 200 and body is not None:
             return body
         if response.status_code == 500 and _fault_name(body):
@@ -146,13 +132,6 @@ def identifier(text: str) -> dict[str, str]:
     return {"_typeName": "ID", "id": text}
 
 
-def _decoded(response: Any) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
 def _fault_name(body: Any) -> str | None:
     return body.get("_typeName") if isinstance(body, dict) else None
 
@@ -165,12 +144,6 @@ def _from_fault(body: Mapping[str, Any], endpoint: Endpoint) -> BackupError:
     return refusal(endpoint, name, text, subject.get("value"), body.get("privilegeId"))
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong below requests, which wraps it several times."""
-    inner = error.__cause__ or error.__context__
-    return error if inner is None else _cause(inner)
-
-
 def _session_is_over(response: Any) -> bool:
-    refused = response.status_code == 500 and _fault_name(_decoded(response)) == "NotAuthenticated"
+    refused = response.status_code == 500 and _fault_name(decoded(response)) == "NotAuthenticated"
     return response.status_code == 401 or refused

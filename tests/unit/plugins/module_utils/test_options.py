@@ -63,6 +63,7 @@ GIVEN = {
     "ca_path": None,
     "proxy_host": None,
     "proxy_port": None,
+    "session": None,
 }
 
 
@@ -78,6 +79,13 @@ def test_endpoint_takes_all_options():
 def test_a_missing_option_is_named_with_its_variable(option, variable, value):
     with pytest.raises(InvalidInput, match=f"option {option} is not set.*{variable}"):
         _options.endpoint({**GIVEN, option: value})
+
+
+def test_a_session_needs_a_server_and_nobody():
+    with_session = {**GIVEN, "session": "s", "username": None, "password": None}
+    assert not _options.endpoint(with_session).can_log_in
+    with pytest.raises(InvalidInput, match="option hostname is not set"):
+        _options.endpoint({**with_session, "hostname": None})
 
 
 @pytest.mark.parametrize(
