@@ -110,7 +110,7 @@ class _Reader:
         with disk.open() as served:
             assert served.descriptor is not None
             source = servers.disk_server(served, threads=depth)
-            command = servers.nbdcopy(source, [], [*jobs.queue(REQUEST, depth)[1:]])
+            command = servers.nbdcopy(source, [], ["--connections=1", *jobs.queue(REQUEST, depth)[1:]])
             began, before = time.monotonic(), _cpu(resource.RUSAGE_CHILDREN)
             subprocess.run(command, check=True, pass_fds=[served.descriptor], env={**os.environ, "LC_ALL": "C"})
             return time.monotonic() - began, _cpu(resource.RUSAGE_CHILDREN) - before

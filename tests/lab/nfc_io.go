@@ -4,7 +4,6 @@
 package main
 
 import (
-	"io"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -355,12 +354,12 @@ func (c *nfcSession) send() {
 			}
 			continue
 		}
-		out, rest := p.frame, int64(0)
+		out := p.frame
 		if r := p.request; r != nil && out == nil {
 			if need := headerSize + 44 + int(p.length); len(buffer) < need {
 				buffer = make([]byte, need)
 			}
-			out, rest = c.fragment(p, buffer)
+			out = c.fragment(p, buffer)
 		}
 		if r := p.request; r != nil {
 			if r.left--; r.left == 0 {
@@ -368,39 +367,22 @@ func (c *nfcSession) send() {
 			}
 		}
 		if p.request != nil && p.request.torn {
-			out, rest, p.end = out[:len(out)/2], 0, true
+			out, p.end = out[:len(out)/2], true
 		}
-		err := c.put(out)
-		if rest > 0 && err == nil {
-			err = c.pass(p, rest)
-		}
-		if err != nil || p.end {
+		if err := c.put(out); err != nil || p.end {
 			reset(c.tcp)
 			return
 		}
 		if knobs.Rate > 0 {
-			time.Sleep(time.Duration(float64(int64(len(out))+rest) / float64(knobs.Rate) * float64(time.Second)))
+			time.Sleep(time.Duration(float64(len(out)) / float64(knobs.Rate) * float64(time.Second)))
 		}
 	}
 }
 
-// pass sends a piece of a disk from the file to the connection without looking at it.
-func (c *nfcSession) pass(p *piece, length int64) error {
-	file := c.file.file
-	if _, err := file.Seek(int64(p.request.offset)+int64(p.at), io.SeekStart); err != nil {
-		return err
-	}
-	sent, err := c.tcp.ReadFrom(io.LimitReader(file, length))
-	if err == nil && sent < length {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// fragment reads a piece of a disk behind its header, or leaves so many bytes of it to be passed.
-func (c *nfcSession) fragment(p *piece, buffer []byte) (out []byte, rest int64) {
+// fragment reads a piece of a disk behind its header.
+func (c *nfcSession) fragment(p *piece, buffer []byte) []byte {
 	r := p.request
-	out = buffer[:headerSize+44+int(p.length)]
+	out := buffer[:headerSize+44+int(p.length)]
 	q := nfcIO{operation: ioRead, offset: r.offset, total: r.total, at: p.at, length: p.length, extra: p.length}
 	copy(out, frame(aioIO, r.op, make([]byte, 44)))
 	q.put(out[headerSize:])
@@ -408,9 +390,7 @@ func (c *nfcSession) fragment(p *piece, buffer []byte) (out []byte, rest int64) 
 	gone, file := c.gone, c.file
 	c.mu.Unlock()
 	failed := gone != nil || file == nil
-	if passing := c.tls == nil && !r.torn && p.length >= bufferUnit; passing && !failed {
-		out, rest = out[:headerSize+44], int64(p.length)
-	} else if !failed {
+	if !failed {
 		failed = readFull(file.file, out[headerSize+44:], int64(r.offset)+int64(p.at)) != nil
 	}
 	c.mu.Lock()
@@ -430,10 +410,10 @@ func (c *nfcSession) fragment(p *piece, buffer []byte) (out []byte, rest int64) 
 			}
 		}
 		c.pieces, r.left = kept, 1
-		return frame(aioError, r.op, payload), 0
+		return frame(aioError, r.op, payload)
 	}
 	c.report.BytesRead += int64(p.length)
-	return out, rest
+	return out
 }
 
 // look ends the life of a disk that is not there any more.

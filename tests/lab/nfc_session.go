@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -78,7 +79,8 @@ type nfcSession struct {
 	n      *nfc
 	tcp    *net.TCPConn
 	conn   net.Conn // tcp itself or TLS over it
-	tls    *gather  // below TLS
+	in     *bufio.Reader
+	tls    *gather // below TLS
 	ticket *nfcTicket
 
 	// of the thread that reads
@@ -109,6 +111,7 @@ type nfcFile struct {
 // run talks with a client until the end of the connection.
 func (c *nfcSession) run() {
 	c.wake = make(chan struct{}, 1)
+	c.in = bufio.NewReaderSize(c.conn, bufferUnit)
 	_ = c.tcp.SetNoDelay(true)
 	c.n.mu.Lock()
 	c.n.sessions[c] = struct{}{}
@@ -160,7 +163,7 @@ func broken(format string, a ...any) error { return &brokenRule{fmt.Sprintf(form
 
 func (c *nfcSession) read(size int) ([]byte, error) {
 	data := make([]byte, size)
-	_, err := io.ReadFull(c.conn, data)
+	_, err := io.ReadFull(c.in, data)
 	return data, err
 }
 
@@ -259,7 +262,7 @@ func (c *nfcSession) talk() error {
 	}
 	header := make([]byte, headerSize)
 	for {
-		if _, err := io.ReadFull(c.conn, header); err != nil {
+		if _, err := io.ReadFull(c.in, header); err != nil {
 			if c.write != nil && !errors.Is(err, net.ErrClosed) {
 				return errOver // a client that died in the middle
 			}
@@ -287,7 +290,7 @@ func (c *nfcSession) talk() error {
 			return err
 		}
 		if c.isHanging() {
-			_, err := io.Copy(io.Discard, c.conn)
+			_, err := io.Copy(io.Discard, c.in)
 			return err
 		}
 		if m.kind == aioCloseSession {

@@ -62,8 +62,7 @@ def begin(get_ticket: Callable[[], Ticket], transport: str, timeout: float, buff
     """
     while True:
         ticket = get_ticket()
-        # Two such silences in a row are the whole timeout.
-        wire = connect(ticket, transport, timeout / 2)
+        wire = connect(ticket, transport, timeout)
         try:
             return ticket, Session(wire, buffer_size)
         except NfcError as error:

@@ -19,7 +19,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import MANY, DiskError
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.reopening import SECTOR
@@ -136,9 +136,9 @@ def number_at(message: bytes, place: int) -> int:
     return number
 
 
-def message(kind: int, operation: int, payload: bytes = b"", extra: bytes = b"") -> bytes:
-    """One AIO message; ``extra`` is not counted in its header."""
-    return HEADER.pack(MAGIC, kind, len(payload), operation) + payload + extra
+def message(kind: int, operation: int, payload: bytes = b"") -> bytes:
+    """One AIO message but for its extra bytes, which its header does not count."""
+    return HEADER.pack(MAGIC, kind, len(payload), operation) + payload
 
 
 def open_session(buffer_size: int) -> bytes:
@@ -180,8 +180,7 @@ def write_fragment(handle: int, offset: int, total: int, start: int, length: int
     return TRANSFER.pack(handle, WRITE, offset, total, start, length, length, 0)
 
 
-@dataclass(frozen=True)
-class Fragment:
+class Fragment(NamedTuple):
     """What stands before a fragment of a read, or in the answer to a write."""
 
     operation: int
@@ -196,7 +195,7 @@ class Fragment:
         """Read a payload; raises NfcError if it has another size."""
         if len(payload) != TRANSFER.size:
             raise broken("read", f"The host answered a request with {len(payload)} bytes.")
-        return cls(*TRANSFER.unpack(payload)[1:7])
+        return cls._make(TRANSFER.unpack(payload)[1:7])
 
 
 def error_code(payload: bytes) -> int | None:

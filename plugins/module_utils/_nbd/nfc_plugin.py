@@ -10,12 +10,12 @@ in a process of its own and with nothing but Python's standard library. How to s
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Iterator
+from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_disk import Caller, Disk
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import READ_ONLY, NfcError, read_areas
@@ -40,11 +40,10 @@ class _Plugin:
     ended = threading.Event()
 
 
-@contextlib.contextmanager
-def _telling() -> Iterator[None]:
+def _telling(call: Callable[..., None], *arguments: Any) -> None:
     """Put errors into the status file, and let nbdkit answer with their errno."""
     try:
-        yield
+        call(*arguments)
     except DiskError as error:
         _Plugin.status.error(error)
         number = errno.EROFS if error.code == READ_ONLY else errno.EIO
@@ -93,8 +92,7 @@ def cleanup() -> None:
 
 def open(readonly: bool) -> Disk:  # pylint: disable=redefined-builtin
     """All connections share the disk's one session."""
-    with _telling():
-        _Plugin.disk.open()
+    _telling(_Plugin.disk.open)
     return _Plugin.disk
 
 
@@ -131,15 +129,13 @@ def can_extents(disk: Disk) -> bool:
 def pread(disk: Disk, buf: memoryview, offset: int, flags: int) -> None:
     """Read into nbdkit's own buffer."""
     _check_alignment(offset, len(buf))
-    with _telling():
-        disk.read(buf, offset)
+    _telling(disk.read, buf, offset)
 
 
 def pwrite(disk: Disk, buf: memoryview, offset: int, flags: int) -> None:
     """Write from nbdkit's own buffer."""
     _check_alignment(offset, len(buf))
-    with _telling():
-        disk.write(buf, offset)
+    _telling(disk.write, buf, offset)
 
 
 def _check_alignment(offset: int, length: int) -> None:
@@ -152,8 +148,7 @@ def _check_alignment(offset: int, length: int) -> None:
 
 def flush(disk: Disk, flags: int) -> None:
     """Nothing acknowledged may be lost after this."""
-    with _telling():
-        disk.flush()
+    _telling(disk.flush)
 
 
 def extents(disk: Disk, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:

@@ -4,14 +4,19 @@
 
 """Private to holdfast.backup: one NFC session with an ESXi host, many requests at a time.
 
-Whoever has a request sends it, and waits; one thread receives, and puts what comes where it belongs. What is found
-to be wrong ends the session: whoever waits gets the error, and a new session with a new ticket has to be made.
+Whoever has a request queues it, sends what is queued, and waits for the answer. One of those who wait, the leader,
+receives: what comes for others goes to where it belongs, too. Once it has all of its own, another one leads. As
+answers mostly come in the order of the requests, a thread is woken once for each, when its own answer is due.
+
+What is found to be wrong ends the session: whoever waits gets the error, and a new session with a new ticket has to be
+made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_interface as nfc
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import Fragment, NfcError
@@ -38,17 +43,16 @@ class _Operation:
         self.fragments: dict[int, int] = {}  # start: length
         self.reply = b""
         self.error: NfcError | None = None
-        self._done = threading.Lock()
-        self._done.acquire()
+        self.done = False
+        self.waits = False  # whoever it belongs to has sent all of it
+        self.turn = threading.Lock()  # opens when it is done, or should lead
+        self.turn.acquire()
 
     def finish(self, error: NfcError | None = None) -> None:
         """Let the waiting thread go on."""
         self.error = error
-        self._done.release()
-
-    def wait(self, timeout: float = -1) -> bool:
-        """Wait for the end; whether it came."""
-        return self._done.acquire(timeout=timeout)
+        self.done = True
+        self.turn.release()
 
 
 class Session:
@@ -63,18 +67,18 @@ class Session:
         self.buffer_size = buffer_size
         self.version = 0
         self._wire = wire
-        self._sending = threading.Lock()  # also keeps operations in the order of their numbers
-        self._next = 0
+        self._sending = threading.Lock()
         self._state = threading.Lock()  # guards what follows
+        self._next = 0
+        self._unsent: list[Bytes] = []  # in the order of the operations' numbers
         self._waiting: dict[int, _Operation] = {}
+        self._led = False  # somebody receives
         self._failure: NfcError | None = None
         self._handle: int | None = None
-        self._overdue = False
-        self._receiver: threading.Thread | None = None
+        self._greeted = False
         try:
             self._shake_hands()
-            self._receiver = threading.Thread(target=self._receive, daemon=True)
-            self._receiver.start()
+            self._greeted = True
             self._call("session", nfc.OPEN_SESSION, nfc.open_session(buffer_size))
             self._call("options", nfc.SOCKET_OPTIONS, bytes(12))
             self._call("options", nfc.RESOURCE_POOL, (1).to_bytes(4, "little"))
@@ -123,18 +127,14 @@ class Session:
             self._call("close", nfc.CLOSE_FILE, handle.to_bytes(8, "little"))
 
     def close(self) -> None:
-        """Take leave if the connection still stands, and end it."""
-        if self._receiver is not None and self._failure is None:
+        """Take leave if the connection still stands, and end it. Nobody may wait for an answer any more."""
+        if self._greeted and self._failure is None:
             with contextlib.suppress(NfcError, OSError):
-                if self._handle is not None:
-                    handle = self._handle.to_bytes(8, "little")
-                    self._call("close", nfc.CLOSE_FILE, handle, timeout=GOODBYE)
-                self._call("close", nfc.CLOSE_SESSION, bytes(4), timeout=GOODBYE)
-                with self._sending:
-                    self._wire.send([nfc.classic(nfc.CLASSIC_COMPLETE)])
+                self._wire.set_timeout(GOODBYE)
+                self.close_disk()
+                self._call("close", nfc.CLOSE_SESSION, bytes(4))
+                self._wire.send([nfc.classic(nfc.CLASSIC_COMPLETE)])
         self._fail(NfcError("close", _CLOSED, repeats=1))
-        if self._receiver is not None:
-            self._receiver.join()
         self._wire.close()
 
     # Requests
@@ -142,83 +142,96 @@ class Session:
     def read(self, view: memoryview, offset: int) -> NfcError | None:
         """Fill the view from the disk; returns what went wrong, and the view is ours no more."""
         operation = _Operation(nfc.IO, offset, len(view), view)
-        number = self._start(operation)
-        if number is not None:
-            self._send(nfc.message(nfc.IO, number, nfc.read_request(self._handle or 0, offset, len(view))))
-            self._sending.release()
-            operation.wait()
+        payload = nfc.read_request(self._handle or 0, offset, len(view))
+        if self._start(operation, [(payload, b"")]):
+            self._send_unsent()
+            self._wait(operation)
         return operation.error
 
     def write(self, data: Bytes, offset: int) -> NfcError | None:
         """Write to the disk, with one answer for all of it; returns what went wrong."""
         view, total = memoryview(data), len(data)
         operation = _Operation(nfc.IO, offset, total)
-        number = self._start(operation)
-        if number is not None:
-            for start in range(0, total, self.buffer_size):
-                piece = view[start : start + self.buffer_size]
-                payload = nfc.write_fragment(self._handle or 0, offset, total, start, len(piece))
-                self._send(nfc.message(nfc.IO, number, payload), piece)
-            self._sending.release()
-            operation.wait()
+        fragments = []
+        for start in range(0, total, self.buffer_size):
+            piece = view[start : start + self.buffer_size]
+            fragments.append((nfc.write_fragment(self._handle or 0, offset, total, start, len(piece)), piece))
+        with self._sending:  # no other thread may still have to do with the data when this one goes on
+            started = self._start(operation, fragments)
+            self._send()
+        if started:
+            self._send_unsent()
+            self._wait(operation)
         return operation.error
 
-    def _call(self, stage: str, kind: int, payload: bytes, extra: bytes = b"", timeout: float = -1) -> bytes:
+    def _call(self, stage: str, kind: int, payload: bytes, extra: bytes = b"") -> bytes:
         """One message and its answer."""
         operation = _Operation(kind)
-        number = self._start(operation)
-        if number is not None:
-            self._send(nfc.message(kind, number, payload, extra))
-            self._sending.release()
-            if not operation.wait(timeout):
-                raise nfc.lost(stage, "The host did not answer in time.", nfc.HOST)
+        if self._start(operation, [(payload, extra)]):
+            self._send_unsent()
+            self._wait(operation)
         if operation.error:
             error = operation.error
             raise NfcError(stage, error.message, error.code, error.hint, error.repeats)
         return operation.reply
 
-    def _start(self, operation: _Operation) -> int | None:
-        """Give the operation its number and take the right to send, or end it if the session has failed."""
-        self._sending.acquire()
-        with self._state:
-            if self._failure is None:
-                number = self._next
-                self._next += 1
-                self._waiting[number] = operation
-                return number
-        self._sending.release()
-        operation.finish(self._failure)
-        return None
+    # What goes
 
-    def _send(self, *parts: Bytes) -> None:
-        """Send while holding the right to. Its failure reaches whoever waits."""
-        if self._failure is None:
+    def _start(self, operation: _Operation, messages: Sequence[tuple[bytes, Bytes]]) -> bool:
+        """Give the operation its number and queue its messages, or end it if the session has failed."""
+        with self._state:
+            if self._failure is not None:
+                operation.error = self._failure
+                return False
+            number = self._next
+            self._next += 1
+            self._waiting[number] = operation
+            for payload, extra in messages:
+                self._unsent += nfc.message(operation.kind, number, payload), extra
+        return True
+
+    def _send_unsent(self) -> None:
+        """Send what is queued, unless another thread does: it goes on as long as there is something."""
+        while self._unsent and self._sending.acquire(blocking=False):
+            try:
+                self._send()
+            finally:
+                self._sending.release()
+
+    def _send(self) -> None:
+        """Send what is queued while holding the right to. Its failure reaches whoever waits."""
+        with self._state:
+            parts, self._unsent = self._unsent, []
+        if parts and self._failure is None:
             try:
                 self._wire.send(parts)
             except OSError as error:
                 self._fail(_broken_off(error))
 
     def _fail(self, error: NfcError) -> None:
+        """End the session. Whoever leads finds that there is no more to receive, and ends what others wait for."""
         with self._state:
             if self._failure is None:
                 self._failure = error
         self._wire.shut()
-        if self._receiver is None or not self._receiver.is_alive():
-            self._end_all()
-
-    def _end_all(self) -> None:
-        """Nobody receives any more, so what was asked for will not come."""
-        with self._state:
-            operations = list(self._waiting.values())
-            self._waiting.clear()
-        for operation in operations:
-            operation.finish(self._failure)
 
     # What comes
 
-    def _receive(self) -> None:
+    def _wait(self, operation: _Operation) -> None:
+        """Wait for the end of an operation; receive while nobody else does."""
+        with self._state:
+            operation.waits = True
+            leads = not self._led and not operation.done
+            self._led = self._led or leads
+        if not leads:
+            operation.turn.acquire()
+        if not operation.done:
+            self._lead(operation)
+
+    def _lead(self, operation: _Operation) -> None:
+        """Receive until the operation is done, and have somebody else go on."""
         try:
-            while self._failure is None:
+            while not operation.done and self._failure is None:
                 self._receive_one()
         except NfcError as error:
             self._fail(error)
@@ -226,20 +239,20 @@ class Session:
             self._fail(_broken_off(error))
         except Exception as error:  # noqa: BLE001 - whoever waits must not wait for ever
             self._fail(nfc.broken("receive", f"What the host sent could not be taken: {error!r}."))
-        finally:
-            self._end_all()
+        with self._state:
+            if self._failure is not None:
+                for other in self._waiting.values():
+                    other.finish(self._failure)
+                self._waiting.clear()
+            # Whoever still sends must not lead: the host may have to get rid of something before it takes more.
+            following = next((other for other in self._waiting.values() if other.waits), None)
+            self._led = following is not None
+            if following is not None:
+                following.turn.release()
 
     def _receive_one(self) -> None:
         header = bytearray(nfc.HEADER.size)
-        try:
-            self._wire.receive(memoryview(header))
-        except TimeoutError:
-            # What is waited for may have been asked for only just now.
-            if self._waiting and self._overdue:
-                raise
-            self._overdue = bool(self._waiting)
-            return
-        self._overdue = False
+        self._wire.receive(memoryview(header))
         magic, kind, size, number = nfc.HEADER.unpack(header)
         operation = self._waiting.get(number)
         if magic != nfc.MAGIC or size > nfc.LARGEST_PAYLOAD:

@@ -2,23 +2,17 @@
 # BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Private to holdfast.backup: bytes to and from an ESXi host's NFC service, past authd.
-
-One thread receives while others send, each whole messages. OpenSSL allows no two calls at a time on one connection,
-so the encrypted wire never waits inside a call.
-"""
+"""Private to holdfast.backup: bytes to and from an ESXi host's NFC service, past authd."""
 
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Sequence
-from typing import Iterator, Protocol, Union
+from typing import Iterator, Union
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_interface as nfc
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import NfcError, Ticket
@@ -26,41 +20,71 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface
 Bytes = Union[bytes, memoryview]
 
 CONNECT_TIMEOUT = 30.0  # seconds
+_HEAD = nfc.HEADER.size + nfc.TRANSFER.size  # bytes before a fragment
+_PARTS = 512  # that the kernel takes at a time; 1024 are its limit
+_RECORDS = 128 << 10  # bytes of TLS that are taken from the kernel at a time
 
 
-class Wire(Protocol):
-    """A connection to the NFC service."""
+class Wire:
+    """A connection to the NFC service. One thread may send while another one receives.
 
-    def send(self, parts: Sequence[Bytes]) -> None:
-        """Send all of it; OSError if that cannot be done."""
-
-    def receive(self, view: memoryview) -> None:
-        """Fill the view; TimeoutError if nothing has come for too long, any other OSError if there is no more."""
-
-    def shut(self) -> None:
-        """Wake who receives: nothing more comes or goes."""
-
-    def close(self) -> None:
-        """Let the connection go, when nobody uses it."""
-
-
-class PlainWire:
-    """TCP as it is: data go from the kernel to where they belong."""
+    :param timeout: seconds of silence that it bears
+    """
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock
         # With a timeout of Python's the kernel would not wait for whole messages.
         sock.settimeout(None)
+        self.set_timeout(timeout)
+
+    def set_timeout(self, timeout: float) -> None:
+        """Bear silence for so many seconds."""
         limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def send(self, parts: Sequence[Bytes]) -> None:
+        """Send all of it; OSError if that cannot be done."""
+        raise NotImplementedError
+
+    def receive(self, view: memoryview) -> None:
+        """Fill the view; TimeoutError if nothing has come for too long, any other OSError if there is no more."""
+        raise NotImplementedError
+
+    def _take(self, view: memoryview, flags: int = 0) -> int:
+        """Wait for bytes of the kernel's, and tell how many came."""
+        try:
+            count = self._socket.recv_into(view, 0, flags)
+        except BlockingIOError:
+            raise TimeoutError from None
+        if not count:
+            raise ConnectionResetError("the host closed the connection")
+        return count
+
+    def shut(self) -> None:
+        """Wake who receives: nothing more comes or goes."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let the connection go, when nobody uses it."""
+        self._socket.close()
+
+
+class PlainWire(Wire):
+    """TCP as it is: data go from the kernel to where they belong, and what stands before them comes by one call."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        super().__init__(sock, timeout)
+        self._head = memoryview(bytearray(_HEAD))
+        self._ahead = self._head[:0]  # received, and not asked for yet
 
     def send(self, parts: Sequence[Bytes]) -> None:
         """Send all of it."""
         rest = [memoryview(part) for part in parts]
         try:
             while rest:
-                sent = self._socket.sendmsg(rest)
+                sent = self._socket.sendmsg(rest[:_PARTS])
                 while rest and sent >= len(rest[0]):
                     sent -= len(rest.pop(0))
                 if rest:
@@ -70,90 +94,87 @@ class PlainWire:
 
     def receive(self, view: memoryview) -> None:
         """Fill the view."""
-        got, size = 0, len(view)
+        size = len(view)
+        got = min(size, len(self._ahead))
+        view[:got], self._ahead = self._ahead[:got], self._ahead[got:]
         while got < size:
-            try:
-                count = self._socket.recv_into(view[got:], 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                raise _silence(got) from None
-            if not count:
-                raise ConnectionResetError("the host closed the connection")
-            got += count
-
-    def shut(self) -> None:
-        """Wake who receives."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Let the connection go."""
-        self._socket.close()
+            if size >= _HEAD:
+                got += self._take(view[got:], socket.MSG_WAITALL)
+                continue
+            come = self._take(self._head)
+            part = min(come, size - got)
+            view[got : got + part], self._ahead = self._head[:part], self._head[part:come]
+            got += part
 
 
-class TlsWire:
-    """TLS over TCP."""
+class TlsWire(Wire):
+    """TLS over TCP, of which many records are taken from the kernel, or given to it, at a time.
 
-    def __init__(self, sock: ssl.SSLSocket, timeout: float) -> None:
-        self._socket = sock
-        self._timeout = timeout
+    OpenSSL allows no two calls at a time on one connection. It works on memory here, so that no call ever waits for
+    the host, and whoever sends does not wait for the one who receives.
+    """
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        super().__init__(sock, timeout)
+        self._come, self._go = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = _context().wrap_bio(self._come, self._go)
         self._one_call = threading.Lock()
-        sock.setblocking(False)
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(sock, select.POLLIN)
-        self._writable.register(sock, select.POLLOUT)
+        self._records = memoryview(bytearray(_RECORDS))
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._send_records()
+                self._take_records()
+        self._send_records()
+
+    @property
+    def certificate(self) -> bytes:
+        """Of the host, in DER."""
+        return self._tls.getpeercert(binary_form=True) or b""
 
     def send(self, parts: Sequence[Bytes]) -> None:
         """Send all of it."""
         for part in parts:
             rest = memoryview(part)
             while rest:
-                try:
-                    with self._one_call:
-                        rest = rest[self._socket.send(rest) :]
-                except ssl.SSLWantWriteError:
-                    self._wait(self._writable)
-                except ssl.SSLWantReadError:
-                    time.sleep(0.001)  # the receiving thread reads it
+                with self._one_call:
+                    rest = rest[self._tls.write(rest[:_RECORDS]) :]
+                if self._go.pending >= _RECORDS:
+                    self._send_records()
+        self._send_records()
 
     def receive(self, view: memoryview) -> None:
         """Fill the view."""
         got, size = 0, len(view)
-        one_call, take = self._one_call, self._socket.recv_into
+        one_call, read = self._one_call, self._tls.read
         while got < size:
             try:
                 with one_call:
-                    count = take(view[got:])
+                    count = read(size - got, view[got:])  # one record at most
             except ssl.SSLWantReadError:
-                try:
-                    self._wait(self._readable)
-                except TimeoutError:
-                    raise _silence(got) from None
-                continue
-            except ssl.SSLWantWriteError:
-                self._wait(self._writable)
+                self._take_records()
                 continue
             if not count:
                 raise ConnectionResetError("the host closed the connection")
             got += count
 
-    def _wait(self, ready: select.poll) -> None:
-        if not ready.poll(self._timeout * 1000):
-            raise TimeoutError
+    def _send_records(self) -> None:
+        with self._one_call:
+            records = self._go.read()
+        try:
+            self._socket.sendall(records)
+        except BlockingIOError:
+            raise TimeoutError from None
 
-    def shut(self) -> None:
-        """Wake who receives."""
-        with contextlib.suppress(OSError):
-            # The method of SSLSocket would make who receives take the bytes as they are.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Let the connection go."""
-        self._socket.close()
-
-
-def _silence(got: int) -> OSError:
-    """Between messages silence may be all right, in the middle of one it is not."""
-    return ConnectionAbortedError("the host fell silent in the middle of a message") if got else TimeoutError()
+    def _take_records(self) -> None:
+        count = self._take(self._records)
+        with self._one_call:
+            self._come.write(self._records[:count])
 
 
 def connect(ticket: Ticket, transport: str, timeout: float) -> Wire:
@@ -170,15 +191,18 @@ def connect(ticket: Ticket, transport: str, timeout: float) -> Wire:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             _expect(_line(sock), nfc.AUTHD_READY, address, "its banner")
-            sock = tls = _encrypt(sock, address, ticket.thumbprint)
+            sock = tls = _context().wrap_socket(sock)
+            _check_certificate(tls.getpeercert(binary_form=True) or b"", address, ticket.thumbprint)
             known = [ticket.thumbprint, *_log_in(tls, ticket, transport, address)]
             # Without a word the same connection goes on unencrypted, or with another TLS session.
             sock = socket.socket(fileno=tls.detach())
             sock.settimeout(CONNECT_TIMEOUT)
             if transport == "nbd":
                 return PlainWire(sock, timeout)
-            sock = tls = _encrypt(sock, address, *known)
-            return TlsWire(tls, timeout)
+            wire = TlsWire(sock, CONNECT_TIMEOUT)
+            _check_certificate(wire.certificate, address, *known)
+            wire.set_timeout(timeout)
+            return wire
         except BaseException:
             sock.close()
             raise
@@ -199,22 +223,24 @@ def _errors(address: str) -> Iterator[None]:
         raise nfc.lost("connect", f"The connection to {address} failed: {cause}.") from None
 
 
-def _encrypt(sock: socket.socket, address: str, *thumbprints: str) -> ssl.SSLSocket:
-    """TLS with a host whose certificate has one of the thumbprints, which came by a way that is trusted."""
+def _context() -> ssl.SSLContext:
+    """The certificate is ours to check, by its thumbprint."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    tls = context.wrap_socket(sock)
-    certificate = tls.getpeercert(binary_form=True) or b""
+    context.options |= ssl.OP_NO_RENEGOTIATION  # which needs who receives to send
+    return context
+
+
+def _check_certificate(certificate: bytes, address: str, *thumbprints: str) -> None:
+    """Refuse a certificate that has none of the thumbprints, which came by a way that is trusted."""
     seen = [nfc.thumbprint(certificate, like=wanted) for wanted in thumbprints]
     if not any(nfc.same_thumbprint(*pair) for pair in zip(seen, thumbprints)):
-        tls.close()
         raise NfcError(
             "thumbprint",
             f"The certificate of {address} has the thumbprint {seen[0]}, not {thumbprints[0]} as vCenter says.",
             hint="See what answers there. If the host got a new certificate, reconnect it to vCenter.",
         )
-    return tls
 
 
 def _log_in(tls: ssl.SSLSocket, ticket: Ticket, transport: str, address: str) -> list[str]:

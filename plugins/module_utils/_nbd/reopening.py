@@ -170,7 +170,8 @@ class ReopeningDisk:
     def _enter(self) -> int:
         """Wait for a free place, open the disk if need be; returns the handle's generation."""
         with self._state:
-            self._state.wait_for(lambda: not self._closing and self._in_flight < self._depth)
+            while self._closing or self._in_flight >= self._depth:
+                self._state.wait()
             if self._handle is None:
                 self._open_patiently()
             self._in_flight += 1

@@ -33,11 +33,11 @@ def test_classic_messages_have_their_size_and_their_fields():
     assert (at(data, 0), at(data, 4), at(data, 8), data[264:]) == (54, 4, 7, b"vddknbdmode")
 
 
-@given(U32, U32, st.binary(max_size=100), st.binary(max_size=100))
-def test_extra_bytes_are_not_counted(kind, number, payload, extra):
-    message = nfc.message(kind, number, payload, extra)
+@given(U32, U32, st.binary(max_size=100))
+def test_a_header_counts_the_payload(kind, number, payload):
+    message = nfc.message(kind, number, payload)
     assert [at(message, place) for place in (0, 4, 8, 12)] == [0xA100DA7A, kind, len(payload), number]
-    assert message[16:] == payload + extra
+    assert message[16:] == payload
 
 
 @given(st.integers(1, 2**31))

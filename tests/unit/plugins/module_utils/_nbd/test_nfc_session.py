@@ -253,6 +253,54 @@ def test_a_write_is_one_operation_in_fragments():
     assert b"".join(data for _place, data in written) == CONTENT[: 200 << 10]
 
 
+def test_reads_and_writes_of_many_threads():
+    """Whoever sends sends for others, too, and whoever receives receives for others; all comes in order."""
+    numbers: list[int] = []
+    written: dict[int, bytes] = {}
+
+    def serve(host: Host, number: int, payload: bytes) -> None:
+        numbers.append(number)
+        if struct.unpack_from("<Q", payload, 8)[0] == 1:
+            in_order(host, number, payload)
+            return
+        offset, total, start, length = struct.unpack_from("<QIII", payload, 16)
+        written[offset] = written.get(offset, b"") + host.take(length)
+        if start + length == total:
+            host.answer(7, number, payload)
+
+    with session(serve) as (opened, _host), ThreadPoolExecutor(8) as pool:
+        opened.buffer_size = 64 << 10
+
+        def use(place: int) -> bool:
+            if place % 2:
+                return opened.write(CONTENT[place << 12 :][: 100 << 10], place << 12) is None
+            return read(opened, place << 12, 90_000) == CONTENT[place << 12 :][:90_000]
+
+        assert all(pool.map(use, range(200)))
+    assert numbers == sorted(numbers)
+    assert written == {place << 12: CONTENT[place << 12 :][: 100 << 10] for place in range(1, 200, 2)}
+
+
+def test_a_request_is_not_lost_that_was_queued_while_another_one_was_sent():
+    """Its thread does not wait for the one that sends, which has to look again when it is through."""
+
+    class Slow(PlainWire):
+        def send(self, parts) -> None:
+            super().send(parts)
+            time.sleep(0.01)
+
+    host = Host(in_order)
+    opened = nfc_session.Session(Slow(host.theirs, 5), 2 << 20)
+    opened.open_disk("[ds] a.vmdk", True)
+    with ThreadPoolExecutor(8) as pool:
+        places = [place * 512 for place in range(100)]
+        assert list(pool.map(lambda place: read(opened, place, 512), places)) == [
+            CONTENT[place : place + 512] for place in places
+        ]
+    opened.close()
+    host.thread.join(5)
+
+
 def disk(monkeypatch: pytest.MonkeyPatch, tmp_path, hosts: list[Host], **parameters) -> nfc_disk.Disk:
     """A disk whose connections go to these hosts, one after the other."""
     monkeypatch.setattr(nfc_disk, "connect", lambda ticket, transport, timeout: PlainWire(hosts.pop(0).theirs, timeout))
