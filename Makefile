@@ -14,7 +14,7 @@ help: ## show this list
 		printf '  make %-7s %s\n' "$$name" "$$what"; done
 
 setup: ## install and build what the other targets need (they call it themselves)
-setup: .build/lab vddk
+setup: .build/lab .build/govc vddk
 
 demo: setup ## back up, change, destroy and restore a virtual machine, with proof (ACCESS=vddk: by the stand-in)
 	@.build/venv/bin/python tests/lab/demo/demo.py
@@ -39,6 +39,9 @@ environment:
 
 .build/lab: $(LAB_SOURCES) | environment
 	cd tests/lab && $(GO) build -buildvcs=false -o ../../.build/lab .
+
+.build/govc: tests/lab/govc/main.go tests/lab/go.mod tests/lab/go.sum | environment
+	cd tests/lab && $(GO) build -buildvcs=false -o ../../.build/govc ./govc
 
 vddk: environment
 	@$(MAKE) -C tests/lab/vddk

@@ -346,6 +346,10 @@ class Lab:
         """Let a task of this name run on a VM for so long: others are refused meanwhile."""
         self.call("task", vm=moid, name=name, seconds=seconds, background=True)
 
+    def tasks(self, moid: str) -> list[dict[str, Any]]:
+        """A VM's tasks, oldest first, each as the verb ``tasks`` describes it (README.md)."""
+        return self.call("tasks", vm=moid)
+
     def before(self, method: str, verb: str, count: int = 1, skip: int = 0, object: str = "", **params: Any) -> None:
         """When a client next calls ``method``, do a verb of the control interface first: the world changes meanwhile.
 

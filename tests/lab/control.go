@@ -60,6 +60,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("revert_snapshot", typed(s.revertVerb))
 	handle("rename_vm", typed(s.renameVMVerb))
 	handle("task", typed(s.taskVerb))
+	handle("tasks", s.onVM(s.tasksVerb))
 	handle("datastore", typed(s.datastoreVerb))
 	handle("reset_tracking", s.onBytes(s.resetTrackingVerb))
 	handle("relocate", typed(s.relocateVerb))

@@ -165,6 +165,23 @@ func (s *sim) taskVerb(p struct {
 	}))
 }
 
+// tasksVerb lists the VM's last 200 tasks, the oldest first.
+func (s *sim) tasksVerb(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
+	out := []map[string]any{}
+	for _, ref := range vm.RecentTask {
+		t, ok := s.reg.Get(ref).(*simulator.Task)
+		if !ok {
+			continue
+		}
+		ctx.WithLock(t, func() {
+			info := t.Info
+			out = append(out, map[string]any{"moid": ref.Value, "name": info.DescriptionId, "state": info.State, "cancelled": info.Cancelled,
+				"user": info.Reason.(*types.TaskReasonUser).UserName, "queued": info.QueueTime, "started": info.StartTime, "completed": info.CompleteTime})
+		})
+	}
+	return out, nil
+}
+
 // datastoreVerb changes what a datastore says of itself.
 func (s *sim) datastoreVerb(p struct {
 	Name     string `json:"name"`

@@ -261,6 +261,9 @@ func TestWhoTookASnapshotAndWhen(t *testing.T) {
 	}
 	s.want("users", who, []string{"VSPHERE.LOCAL\\ann w", "u w"})
 	s.want("result", infos[0].Result.(types.ManagedObjectReference).Value, old)
+	var listed []struct{ User, State, Name string }
+	control(t, s.lab, "tasks", map[string]any{"vm": s.vm.Reference().Value}, &listed)
+	s.want("listed", listed, []string{"{VSPHERE.LOCAL\\ann success VirtualMachine.createSnapshot}", "{u success VirtualMachine.createSnapshot}"})
 	n := s.read("snapshot").Snapshot.RootSnapshotList[0]
 	for what, at := range map[string]time.Time{"snapshot": n.CreateTime, "task": *infos[0].CompleteTime} {
 		if age := time.Since(at); age < 24*time.Hour || age > 25*time.Hour {
