@@ -161,6 +161,10 @@ class Lab:
         """What :meth:`create_vm` returned, as it is now, with ``power`` and each disk's ``path`` and ``change_id``."""
         return self.call("vm", vm=moid)
 
+    def vms(self) -> list[dict[str, str]]:
+        """``moid`` and ``name`` of all VMs, the oldest first."""
+        return self.call("vms")
+
     def destroy_vm(self, moid: str) -> None:
         """Delete a VM and its files at once, whatever runs on it."""
         self.call("destroy_vm", vm=moid)

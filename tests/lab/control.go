@@ -41,6 +41,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("knobs", s.setKnobs)
 	handle("create_vm", typed(s.createVMVerb))
 	handle("vm", s.onVM(s.describe))
+	handle("vms", typed(s.listVMsVerb))
 	handle("destroy_vm", s.onVM(s.destroyVerb))
 	handle("power", typed(s.powerVerb))
 	handle("connection", typed(s.connectionVerb))

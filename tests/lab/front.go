@@ -31,7 +31,7 @@ var soapCookie = regexp.MustCompile(`<(?:\w+:)?vcSessionCookie[^>]*>([^<]+)<`)
 var soapID = regexp.MustCompile(`<(?:\w+:)?(?:id|diskId)\b[^>]*>\s*<(?:\w+:)?id\b[^>]*>([^<]+)<`)
 
 // An empty description is not the same as none, but is in Go; so it gets a mark on its way.
-var emptyDescription = regexp.MustCompile(`<(?:\w+:)?description(?:\s*/>|>\s*</(?:\w+:)?description>)`)
+var emptyDescription = regexp.MustCompile(`<(?:\w+:)?description(?:\s[^>]*)?(?:/>|>\s*</(?:\w+:)?description>)`)
 
 const cleared = "\uE000"
 

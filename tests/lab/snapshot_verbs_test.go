@@ -227,7 +227,7 @@ func TestRenamingClearsOnlyWhatIsGiven(t *testing.T) {
 	s.want("as given", entry(), "a/b|why")
 	rename(`<name>c</name>`)
 	s.want("description not given", entry(), "c|why")
-	rename(`<description></description>`)
+	rename(`<description versionId="8.0.3.0"></description>`)
 	s.want("description empty", entry(), "c|")
 	control(t, s.lab, "knobs", map[string]any{"escape_names": true}, nil)
 	rename(`<name>50%/x</name><description>new</description>`)

@@ -4,8 +4,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/vmware/govmomi/simulator"
@@ -290,6 +292,20 @@ func (s *sim) describe(_ *simulator.Context, vm *simulator.VirtualMachine) (any,
 		"moid": vm.Self.Value, "name": vm.Name, "instance_uuid": vm.Config.InstanceUuid, "uuid": vm.Config.Uuid,
 		"path": s.inventoryPath(vm), "power": vm.Runtime.PowerState, "host": vm.Runtime.Host.Value, "disks": disks,
 	}, nil
+}
+
+// listVMsVerb lists all VMs, the oldest first.
+func (s *sim) listVMsVerb(struct{}) (any, error) {
+	out := []map[string]string{}
+	for _, e := range s.reg.All("VirtualMachine") {
+		if vm, ok := e.(*simulator.VirtualMachine); ok {
+			out = append(out, map[string]string{"moid": vm.Self.Value, "name": vm.Name})
+		}
+	}
+	slices.SortFunc(out, func(a, b map[string]string) int {
+		return cmp.Or(cmp.Compare(len(a["moid"]), len(b["moid"])), cmp.Compare(a["moid"], b["moid"]))
+	})
+	return out, nil
 }
 
 // inventoryPath is what FindByInventoryPath finds the VM by.
