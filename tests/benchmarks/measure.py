@@ -68,8 +68,8 @@ class Failed(Exception):
     """A command that was to be measured failed."""
 
 
-class _Sampler(threading.Thread):
-    """Follows all descendants of this process that start while it runs."""
+class Sampler(threading.Thread):
+    """Follows all descendants of this process that start while it runs, from ``start()`` to ``stop()``."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -98,6 +98,7 @@ class _Sampler(threading.Thread):
             self._ended.wait(PAUSE)
 
     def stop(self) -> dict[str, Usage]:
+        """What they have used, by program name."""
         self._ended.set()
         self.join()
         usage: dict[str, Usage] = {}
@@ -118,7 +119,7 @@ def run(
     :raises Failed: with what it said
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # or servers that outlive their parent get lost
-    sampler = _Sampler()
+    sampler = Sampler()
     sampler.start()
     started = time.monotonic()
     process = subprocess.Popen(
@@ -149,6 +150,11 @@ def alternate(runs: int, variants: Mapping[str, Callable[[], Any]]) -> dict[str,
         for name in variants if number % 2 == 0 else reversed(list(variants)):
             results[name].append(variants[name]())
     return results
+
+
+def cpu_so_far(program: str) -> float:
+    """Processor seconds that descendants of this process with this name have used."""
+    return sum(seconds for name, seconds, _memory in filter(None, map(_look, _descendants())) if name == program)
 
 
 def median(values: Sequence[float]) -> float:

@@ -59,6 +59,8 @@ command -v mkfs.ext4|e2fsprogs|e2fsprogs
 command -v setpriv|util-linux|util-linux
 command -v git|git|git-core
 command -v restic|restic|restic
+command -v openssl|openssl|openssl
+command -v socat|socat|socat
 EOF
 }
 
