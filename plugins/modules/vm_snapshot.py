@@ -3,13 +3,13 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Create, rename and remove snapshots of a virtual machine."""
+"""Create, rename, remove and consolidate snapshots of a virtual machine, and revert to them."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_snapshot
-short_description: Create, rename and remove snapshots of a virtual machine
+short_description: Create, rename and remove snapshots of a virtual machine, and revert to them
 version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast)
@@ -17,8 +17,11 @@ description:
   - Creates a snapshot of a virtual machine, and returns its disks with the change IDs that a later incremental backup
     needs.
   - Renames a snapshot or changes its description.
-  - Removes snapshots by name, by ID, by managed object ID, by the stamp of a job, or all of them. A removal also
-    consolidates the disks when vSphere says that they need it.
+  - Removes snapshots by name, by ID, by managed object ID, by a pattern of their names, by age, by number, by the stamp
+    of a job, or all of them. A removal also consolidates the disks when vSphere says that they need it.
+  - Reverts the virtual machine to a snapshot.
+  - What is planned is planned on the server's clock and on what is there once no other task works on the snapshots of
+    the virtual machine. Such a task is let end first, for O(timeout) at most.
   - Nothing is downgraded in silence. O(quiesce_policy) says what happens when the guest cannot be quiesced, and
     RV(snapshot.consistency) says what was reached.
 options:
@@ -26,29 +29,58 @@ options:
     description:
       - V(present) makes sure that the snapshot exists. O(stamp) and O(snapshot_name) say when one that exists will do.
       - V(absent) makes sure that the chosen snapshots do not exist.
+      - V(revert) takes the virtual machine back to the chosen snapshot. That is always a change. It fails if there is
+        no such snapshot.
+      - V(remove_all) is V(absent) with O(remove_all=true). O(snapshot_name) and O(snapshot_id) are not used then.
+      - V(consolidated) makes sure that the disks need no consolidation.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, revert, remove_all, consolidated]
     default: present
   snapshot_name:
     description:
-      - Name of the snapshot to create, to rename or to remove.
+      - Name of the snapshot to create, to rename, to remove or to revert to, as it is shown or as it is stored.
       - With O(state=present) and without O(stamp), a snapshot that has this name will do.
     type: str
   snapshot_id:
     description:
-      - ID of the snapshot to rename or to remove. It is unique within the virtual machine.
+      - ID of the snapshot to rename, to remove or to revert to. It is unique within the virtual machine.
     type: int
   snapshot_moid:
     description:
-      - Managed object ID of the snapshot to rename or to remove, for example V(snapshot-42).
+      - Managed object ID of the snapshot to rename, to remove or to revert to, for example V(snapshot-42).
     type: str
   duplicates:
     description:
-      - What to do when several snapshots are named O(snapshot_name). The default is to fail and to list them.
+      - What to do when several snapshots are named O(snapshot_name), or several fit with O(state=revert). The default
+        is to fail and to list them.
+      - With O(state=absent) and one of O(name_pattern), O(older_than) and O(keep_last), all of that name are meant
+        unless this is V(newest) or V(oldest).
       - V(all) can only be used with O(state=absent).
     type: str
     choices: [fail, newest, oldest, all]
     default: fail
+  name_pattern:
+    description:
+      - Pattern of the names of snapshots, with C(*), C(?) and C([...]) as in a shell, for example V(before *). Upper
+        and lower case are told apart.
+      - With O(state=absent), snapshots are chosen by it. With O(state=present), see O(last_snapshot_min_age).
+    type: str
+  older_than:
+    description:
+      - With O(state=absent), only snapshots are removed that were made longer ago than this, in seconds or like V(36h)
+        or V(7d). If nothing else is chosen, this goes for all snapshots of the virtual machine, whoever made them.
+    type: str
+  keep_last:
+    description:
+      - With O(state=absent), so many of the newest snapshots stay, whatever their age, of all that O(snapshot_name),
+        O(name_pattern) and O(stamp) choose. They also stay where O(remove_children=true) would take them along.
+      - If nothing else is chosen, this goes for all snapshots of the virtual machine, whoever made them.
+    type: int
+  current:
+    description:
+      - With O(state=revert) or O(state=absent), whether the snapshot is meant that the virtual machine runs on.
+    type: bool
+    default: false
   description:
     description:
       - Description of the snapshot. An empty string clears the description of a snapshot that exists; if the option is
@@ -56,8 +88,22 @@ options:
     type: str
   new_snapshot_name:
     description:
-      - Name to give to the snapshot that exists. If only a snapshot of this name exists, nothing is changed.
+      - Name to give to the snapshot that exists. If only a snapshot of this name exists, nothing is changed. If neither
+        exists, the task fails.
       - Cannot be used with O(stamp).
+    type: str
+  new_description:
+    description:
+      - Description to give to the snapshot that exists, instead of O(description). If it does not exist, the task
+        fails.
+      - An empty string clears the description.
+    type: str
+  last_snapshot_min_age:
+    description:
+      - With O(state=present), a snapshot that is younger than this will do, in seconds or like V(30m), and none is
+        made; an older one will not, even if it has the same name.
+      - What counts are snapshots whose names fit O(name_pattern) and that carry a stamp of O(stamp.job); if neither is
+        set, those named O(snapshot_name).
     type: str
   quiesce:
     description:
@@ -107,14 +153,15 @@ options:
         default: false
   memory_dump:
     description:
-      - Whether the snapshot holds the memory of the running virtual machine. It cannot be quiesced then.
+      - Whether the snapshot holds the memory of the running virtual machine. The guest is not quiesced then, and with
+        O(quiesce=true) there is a warning, unless O(quiesce_policy=crash_consistent).
     type: bool
     default: false
   stamp:
     description:
       - With O(state=present), marks the snapshot as belonging to a job, by a line in its description. Only a snapshot
         of the same job and run then counts as existing, whatever its name. Without O(stamp.run) one is always created.
-      - With O(state=absent), removes the snapshots with a stamp of this job and no others.
+      - With O(state=absent) and O(state=revert), only snapshots with a stamp of this job are meant.
     type: dict
     suboptions:
       job:
@@ -124,7 +171,7 @@ options:
       run:
         description:
           - Name of the run of the job. A unique one is made up with O(state=present) if it is not set.
-          - With O(state=absent), only snapshots of this run are removed.
+          - With O(state=absent) and O(state=revert), only snapshots of this run are meant.
         type: str
       expires_in:
         description:
@@ -133,12 +180,12 @@ options:
           - Only used with O(state=present).
         type: str
       expired_only:
-        description: With O(state=absent), whether only snapshots that have expired are removed.
+        description: With O(state=absent), whether only snapshots are removed that have expired by the server's clock.
         type: bool
         default: false
   remove_children:
     description:
-      - With O(state=absent), whether all snapshots below the chosen ones are removed as well.
+      - With O(state=absent), whether all snapshots below the chosen ones are removed as well, whoever made them.
     type: bool
     default: false
   remove_all:
@@ -146,6 +193,24 @@ options:
       - With O(state=absent), whether all snapshots of the virtual machine are removed, whoever made them.
     type: bool
     default: false
+  power:
+    description:
+      - The power state after O(state=revert).
+      - V(as_snapshot) is that of the snapshot, which is off unless it holds the memory. V(keep) lets the virtual
+        machine run if it ran before, and no other.
+    type: str
+    choices: [as_snapshot, keep, "on", "off"]
+    default: as_snapshot
+  suppress_power_on:
+    description:
+      - With O(state=revert), whether the virtual machine is not started though the snapshot would have it running. One
+        whose memory the snapshot holds is suspended then; O(power=off) has it off.
+    type: bool
+    default: false
+  host:
+    description:
+      - Name or managed object ID of the host on which the virtual machine shall run if O(state=revert) starts it.
+    type: str
   max_depth:
     description:
       - Fail instead of creating a snapshot that would be more than this many below each other. vSphere allows 32.
@@ -153,9 +218,26 @@ options:
     default: 32
   min_free_space:
     description:
-      - Fail instead of creating a snapshot when a datastore of the virtual machine has less free space than this, in
-        bytes or like V(20GB).
+      - Fail instead of creating a snapshot when a datastore to which the virtual machine or the snapshot writes has
+        less free space than this, in bytes or like V(20GB). These are the datastores of all disks and of the working
+        directory; with O(memory_dump=true), the latter needs space for the memory too.
     type: str
+  unprotected_disks:
+    description:
+      - What to do before creating a snapshot when it would not hold all disks, because one is independent, for example.
+      - V(fail) fails, V(warn) warns, and V(ignore) does neither. RV(snapshot.disks) tells about each disk in any case.
+    type: str
+    choices: [fail, warn, ignore]
+    default: warn
+  wait:
+    description:
+      - Whether to wait for the task of vSphere. If not, RV(task) tells which it is, and the rest of the result is
+        what is planned. The next task with this module on the same virtual machine waits until it has ended.
+      - Where several snapshots are removed one after the other, only the last removal is not waited for.
+      - What happens after the task has begun is not seen then. O(quiesce_policy), O(retries) and O(power) are only
+        looked after as far as that is possible before.
+    type: bool
+    default: true
   timeout:
     description:
       - Seconds to wait for each task of vSphere.
@@ -168,6 +250,17 @@ options:
     type: str
     choices: [leave, cancel]
     default: leave
+  retries:
+    description:
+      - How often a consolidation is tried again that fails or leaves something behind, because a backup proxy holds a
+        file, for example. A removal that consolidates does so too.
+    type: int
+    default: 0
+  retry_delay:
+    description:
+      - Seconds before each further attempt to consolidate.
+    type: int
+    default: 30
 extends_documentation_fragment:
   - holdfast.backup.vcenter
   - holdfast.backup.vm
@@ -178,8 +271,12 @@ seealso:
   - module: holdfast.backup.vm_snapshot_info
   - module: holdfast.backup.disk_changed_areas
 notes:
-  - Privileges needed are C(VirtualMachine.State.CreateSnapshot), C(VirtualMachine.State.RemoveSnapshot) and
-    C(VirtualMachine.State.RenameSnapshot), and C(System.View) and C(System.Read) on the way to the virtual machine.
+  - Privileges needed are C(VirtualMachine.State.CreateSnapshot), C(VirtualMachine.State.RemoveSnapshot),
+    C(VirtualMachine.State.RenameSnapshot) and C(VirtualMachine.State.RevertToSnapshot),
+    C(VirtualMachine.Interact.PowerOn) and C(VirtualMachine.Interact.PowerOff) for O(power), and C(System.View) and
+    C(System.Read) on the way to the virtual machine.
+  - Tasks of C(vmware.vmware.vm_snapshot) and C(community.vmware.vmware_guest_snapshot) run with only the name of the
+    module changed. C(docs/porting.md) tells what differs on purpose.
 """
 
 EXAMPLES = r"""
@@ -241,6 +338,31 @@ EXAMPLES = r"""
       backup_type: copy
   delegate_to: localhost
 
+- name: Keep the three newest snapshots of a series, and of the others those that are younger than a week
+  holdfast.backup.vm_snapshot:
+    name: web01
+    state: absent
+    name_pattern: "release *"
+    keep_last: 3
+    older_than: 7d
+  delegate_to: localhost
+
+- name: Go back to before the deployment, and let the machine run if it ran
+  holdfast.backup.vm_snapshot:
+    name: web01
+    state: revert
+    snapshot_name: before deployment
+    power: keep
+  delegate_to: localhost
+
+- name: Consolidate the disks if a backup left them in need of it
+  holdfast.backup.vm_snapshot:
+    name: web01
+    state: consolidated
+    retries: 5
+    retry_delay: 60
+  delegate_to: localhost
+
 - name: Rename a snapshot and clear its description
   holdfast.backup.vm_snapshot:
     name: web01
@@ -271,8 +393,9 @@ vm:
       type: str
 snapshot:
   description:
-    - The snapshot that was created, renamed or found. What is not known yet in check mode is V(null).
-    - V(null) with O(state=absent).
+    - The snapshot that was created, renamed, found or reverted to. What is not known yet, in check mode or with
+      O(wait=false), is V(null).
+    - V(null) with O(state=absent), O(state=remove_all) and O(state=consolidated).
   returned: success
   type: dict
   contains:
@@ -406,6 +529,34 @@ snapshot:
         fcd_id:
           description: The ID of a first class disk that is attached to the virtual machine; else V(null).
           type: str
+snapshots:
+  description:
+    - All snapshots of the virtual machine after the task, parents before children, like RV(snapshot) without
+      C(consistency) and C(disks).
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+current_snapshot:
+  description: That of RV(snapshots) on which the virtual machine runs; V(null) if it has none.
+  returned: success
+  type: dict
+  sample: null
+snapshot_results:
+  description: The same in the form of C(community.vmware.vmware_guest_snapshot).
+  returned: success
+  type: dict
+  sample:
+    current_snapshot: {}
+    snapshots: []
+  contains:
+    current_snapshot:
+      description: The snapshot on which the virtual machine runs; empty if it has none.
+      type: dict
+    snapshots:
+      description: All snapshots, each with C(id), C(name), C(description), C(creation_time), C(state) and C(quiesced).
+      type: list
+      elements: dict
 removed:
   description: The snapshots that were removed, like RV(snapshot) without C(consistency) and C(disks).
   returned: success
@@ -417,21 +568,72 @@ renamed:
   returned: success
   type: bool
   sample: false
+reverted:
+  description: Whether the virtual machine was taken back to RV(snapshot).
+  returned: success
+  type: bool
+  sample: false
 consolidation_needed:
   description: Whether vSphere says that the disks of the virtual machine need consolidation.
   returned: success
   type: bool
   sample: false
+power_state:
+  description: The power state of the virtual machine after the task.
+  returned: success
+  type: str
+  sample: poweredOn
+task:
+  description: The task of vSphere that did it, the last if there were several; V(null) if none was needed.
+  returned: success
+  type: dict
+  sample:
+    id: task-4711
+    state: success
+  contains:
+    id:
+      description: Its managed object ID.
+      type: str
+    state:
+      description: V(success), or V(running) with O(wait=false).
+      type: str
+result:
+  description: The same in the form of C(vmware.vmware.vm_snapshot); V(null) if no task was needed.
+  returned: success
+  type: dict
+  sample:
+    completion_time: "2026-11-20T02:00:09Z"
+    entity_name: web01
+    error: null
+    state: success
+  contains:
+    completion_time:
+      description: When the task ended, in UTC; V(null) if it was not waited for.
+      type: str
+    entity_name:
+      description: The name of the virtual machine.
+      type: str
+    error:
+      description: Always V(null); if a task fails, the module fails.
+      type: str
+    state:
+      description: Its state.
+      type: str
+seconds:
+  description: How long it took from the plan to the end of the last task.
+  returned: success
+  type: float
+  sample: 4.2
 """
 
+import time
 import uuid
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from typing import Any, Iterable
+from datetime import datetime
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
@@ -440,175 +642,104 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     endpoint,
     vm_selection,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_tasks, snapshots
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, vm_dict
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_host, find_vm, vm_dict
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_changes import ALONG, Changes, Outcome
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Adjustment, Choice
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, State, Wish
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp, timestamp
 
 VSS_TYPES = ("full", "incremental", "differential", "log", "copy", "other")  # 1 to 6 in the API
+COMMUNITY = ("id", "name", "description", "creation_time", "state", "quiesced")  # of a snapshot in community.vmware
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
+    act = _ACTIONS[params["state"]]
     with Connection(endpoint(params)) as c:
-        vm, properties = find_vm(c, **vm_selection(params), properties=snapshots.PROPERTIES)
-        identity = vm_dict(vm, properties)
-        task = _Task(c, vm, identity["name"], properties, params, module.check_mode)
-        return {"vm": identity, **(task.absent() if params["state"] == "absent" else task.present())}
+        vm, properties = find_vm(c, **vm_selection(params), properties=snapshots.PROPERTIES, along=ALONG)
+        begun = time.monotonic()
+        patience = Patience(params["timeout"], params["on_timeout"], params["retries"], params["retry_delay"])
+        outcome = act(Changes(c, vm, properties, patience, check=module.check_mode, waits=params["wait"]), params)
+        return {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **_result(outcome)}
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What one run of the module works with."""
-
-    c: Connection
-    vm: Any
-    name: str
-    properties: dict[str, Any]
-    params: dict[str, Any]
-    check_mode: bool
-
-    @property
-    def before(self) -> State:
-        return snapshot_tasks.state_of(self.properties)
-
-    @property
-    def patience(self) -> Patience:
-        return Patience(self.params["timeout"], self.params["on_timeout"])
-
-    def absent(self) -> dict[str, Any]:
-        """Remove what the options choose."""
-        everything = self.before.snapshots
-        chosen = _to_remove(everything, self.params)
-        children = self.params["remove_children"] or self.params["remove_all"]
-        doomed = snapshots.with_descendants(everything, chosen) if children else chosen
-        state, warnings = self.before, []
-        if doomed and not self.check_mode:
-            tops = snapshots.topmost(doomed) if children else doomed
-            state, warnings = snapshot_tasks.remove(self.c, self.vm, tops, children=children, patience=self.patience)
-        return self._result(
-            state,
-            [one for one in everything if one not in doomed],
-            changed=bool(doomed),
-            removed=[one.as_dict() for one in doomed],
-            warnings=warnings,
-        )
-
-    def present(self) -> dict[str, Any]:
-        """Find or create the snapshot."""
-        existing = _existing(self.before.snapshots, self.params)
-        return self._create() if existing is None else self._adjust(existing)
-
-    def _adjust(self, existing: Snapshot) -> dict[str, Any]:
-        """Rename or describe a snapshot that exists, if it needs it."""
-        # One that is known by its stamp is used as it is.
-        wanted = existing
-        if self.params["stamp"] is None:
-            text = self.params["description"]
-            wanted = replace(
-                existing,
-                name=self.params["new_snapshot_name"] or existing.name,
-                description=existing.description if text is None else text,
-            )
-        if wanted != existing and not self.check_mode:
-            snapshot_tasks.rename(self.c, wanted)
-        state, record = snapshot_tasks.look_at(self.c, self.vm, wanted)
-        return self._result(
-            state,
-            [wanted if one == existing else one for one in self.before.snapshots],
-            changed=wanted != existing,
-            renamed=wanted != existing,
-            snapshot=record,
-        )
-
-    def _create(self) -> dict[str, Any]:
-        wish = _wish(self.params)
-        snapshots.check_possible(self.name, self.properties, self.params["max_depth"])
-        if self.params["min_free_space"] is not None:
-            snapshot_tasks.check_space(self.c, self.vm, _bytes(self.params["min_free_space"]))
-        if self.check_mode:
-            state, record = self.before, wish.as_planned()
-            _quiesce, warnings = snapshot_tasks.plan_quiesce(self.properties, wish)
-        else:
-            state, record, warnings = snapshot_tasks.create(self.c, self.vm, self.properties, wish, self.patience)
-        return self._result(state, [*self.before.snapshots, wish], changed=True, snapshot=record, warnings=warnings)
-
-    def _result(self, state: State, planned: list[Any], warnings: Iterable[str] = (), **facts: Any) -> dict[str, Any]:
-        """The same keys in every case. ``planned`` is what there is or would be: things with name and description."""
-        warnings = list(warnings)
-        if state.consolidation_needed:
-            warnings.append(f"The disks of {self.name} need consolidation.")
-        before, after = (
-            {"snapshots": [{"name": one.name, "description": one.description} for one in listed]}
-            for listed in (self.before.snapshots, planned)
-        )
-        return {
-            "snapshot": None,
-            "removed": [],
-            "renamed": False,
-            "consolidation_needed": state.consolidation_needed,
-            "warnings": warnings,
-            "diff": {"before": before, "after": after},
-            **facts,
-        }
-
-
-def _to_remove(everything: list[Snapshot], params: dict[str, Any]) -> list[Snapshot]:
-    """What ``state: absent`` is about; a stamp and a name, ID or managed object ID must both fit."""
-    named = {"name": params["snapshot_name"], "snapshot_id": params["snapshot_id"], "moid": params["snapshot_moid"]}
-    by_name = any(value is not None for value in named.values())
-    stamp = params["stamp"]
-    if params["remove_all"]:
-        if by_name or stamp:
-            raise InvalidInput("remove_all leaves nothing to choose.", "Leave out either it or the chosen snapshot.")
-        return everything
-    if not by_name and not stamp:
-        raise InvalidInput(
-            "No snapshot was chosen to be absent.",
-            "Give one of snapshot_name, snapshot_id, snapshot_moid, stamp and remove_all.",
-        )
-    if stamp:
-        now = datetime.now(timezone.utc) if stamp["expired_only"] else None
-        everything = snapshots.owned(everything, stamp["job"], stamp["run"], expired_at=now)
-    return snapshots.choose(everything, **named, duplicates=params["duplicates"]) if by_name else everything
-
-
-def _existing(everything: list[Snapshot], params: dict[str, Any]) -> Snapshot | None:
-    """The snapshot that ``state: present`` is about, if it exists; None if it has to be created."""
-    name, new_name, duplicates = (params[option] for option in ("snapshot_name", "new_snapshot_name", "duplicates"))
-    if duplicates == "all":
+def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
+    if params["duplicates"] == "all":
         raise InvalidInput("duplicates=all only goes with state=absent.", "Choose newest, oldest or fail.")
-    if params["stamp"]:
-        run_name = params["stamp"]["run"]
-        return next(iter(snapshots.owned(everything, params["stamp"]["job"], run_name)), None) if run_name else None
-    found = snapshots.choose(
-        everything,
-        name=name,
+    texts = [text for text in (params["new_description"], params["description"]) if text is not None]
+    return changes.present(
+        _choice(params),
+        lambda now: _wish(params, now),
+        Guards(params["max_depth"], _bytes(params["min_free_space"]), params["unprotected_disks"]),
+        adjust=Adjustment(
+            params["new_snapshot_name"],
+            texts[0] if texts else None,
+            only=bool(params["new_snapshot_name"]) or params["new_description"] is not None,
+        ),
+        min_age=_duration(params["last_snapshot_min_age"]),
+    )
+
+
+def _absent(changes: Changes, params: dict[str, Any]) -> Outcome:
+    choice = _choice(params)
+    if not params["remove_all"]:
+        return changes.absent(choice, children=params["remove_children"])
+    if not choice.empty:
+        raise InvalidInput("remove_all leaves nothing to choose.", "Leave out either it or the chosen snapshots.")
+    return changes.remove_all()
+
+
+def _remove_all(changes: Changes, params: dict[str, Any]) -> Outcome:
+    # As in community.vmware, which of them is named says nothing. What is asked beyond that must not be overheard.
+    return _absent(changes, {**params, "remove_all": True, "snapshot_name": None, "snapshot_id": None})
+
+
+def _revert(changes: Changes, params: dict[str, Any]) -> Outcome:
+    host = find_host(changes.c, params["host"]) if params["host"] else None
+    return changes.revert(_choice(params), Power(params["power"], params["suppress_power_on"], host))
+
+
+def _consolidated(changes: Changes, params: dict[str, Any]) -> Outcome:
+    return changes.consolidated()
+
+
+_ACTIONS = {
+    "present": _present,
+    "absent": _absent,
+    "revert": _revert,
+    "remove_all": _remove_all,
+    "consolidated": _consolidated,
+}
+
+
+def _choice(params: dict[str, Any]) -> Choice:
+    stamp = params["stamp"] or {}
+    return Choice(
+        name=params["snapshot_name"],
         snapshot_id=params["snapshot_id"],
         moid=params["snapshot_moid"],
-        duplicates=duplicates,
-    )
-    if not found and new_name:
-        found = snapshots.choose(everything, name=new_name, duplicates=duplicates)
-    if found:
-        return found[0]
-    if name is not None and not new_name:
-        return None
-    raise NotFound(
-        "The virtual machine has no such snapshot to rename or describe.",
-        f"It has {', '.join(f'{one.name} (ID {one.id})' for one in everything) or 'none'}.",
+        current=params["current"],
+        name_pattern=params["name_pattern"],
+        job=stamp.get("job"),
+        run=stamp.get("run"),
+        expired_only=stamp.get("expired_only", False),
+        older_than=_duration(params["older_than"]),
+        keep_last=params["keep_last"],
+        duplicates=params["duplicates"],
     )
 
 
-def _wish(params: dict[str, Any]) -> Wish:
+def _wish(params: dict[str, Any], now: datetime) -> Wish:
     if not params["snapshot_name"]:
         raise InvalidInput("A new snapshot needs a name.", "Give it as snapshot_name.")
-    stamp = params["stamp"]
+    stamp, vss = params["stamp"], params["vss"]
     if stamp:
-        lifetime = stamp["expires_in"]
-        expires = datetime.now(timezone.utc).replace(microsecond=0) + duration(lifetime) if lifetime else None
+        lifetime = _duration(stamp["expires_in"])
+        expires = None if lifetime is None else now.replace(microsecond=0) + lifetime
         stamp = Stamp(stamp["job"], stamp["run"] or uuid.uuid4().hex, expires)
     return Wish(
         name=params["snapshot_name"],
@@ -618,19 +749,71 @@ def _wish(params: dict[str, Any]) -> Wish:
         quiesce=params["quiesce"],
         quiesce_policy=params["quiesce_policy"],
         quiesce_timeout=params["quiesce_timeout"],
-        vss=params["vss"]
+        vss=vss
         and {
-            "vssBackupType": VSS_TYPES.index(params["vss"]["backup_type"]) + 1,
-            "vssBackupContext": params["vss"]["backup_context"],
-            "vssBootableSystemState": params["vss"]["bootable_system_state"],
-            "vssPartialFileSupport": params["vss"]["partial_file_support"],
+            "vssBackupType": VSS_TYPES.index(vss["backup_type"]) + 1,
+            "vssBackupContext": vss["backup_context"],
+            "vssBootableSystemState": vss["bootable_system_state"],
+            "vssPartialFileSupport": vss["partial_file_support"],
         },
     )
 
 
-def _bytes(size: str) -> int:
+def _result(outcome: Outcome) -> dict[str, Any]:
+    """The same keys in every case."""
+    after, listed, task = outcome.after, outcome.snapshots, outcome.after.task
+    current = next((one for one in listed if one["current"]), None)
+    by_name = [{key: one[key] for key in COMMUNITY} for one in listed]
+    warnings = list(outcome.warnings)
+    if after.consolidation_needed:
+        warnings.append("The disks of the virtual machine need consolidation.")
+    return {
+        "changed": outcome.changed,
+        "snapshot": outcome.snapshot,
+        "snapshots": listed,
+        "current_snapshot": current,
+        "snapshot_results": {
+            "current_snapshot": {key: current[key] for key in COMMUNITY} if current else {},
+            "snapshots": by_name,
+        },
+        "removed": [one.as_dict() for one in outcome.removed],
+        "renamed": outcome.renamed,
+        "reverted": outcome.reverted,
+        "consolidation_needed": after.consolidation_needed,
+        "power_state": after.power_state,
+        "task": task and {"id": task.id, "state": task.state},
+        "result": task
+        and {
+            "completion_time": timestamp(task.completed) if task.completed else None,
+            "entity_name": task.entity_name,
+            "error": None,
+            "state": task.state,
+        },
+        "warnings": warnings,
+        "diff": {
+            "before": _shown(outcome.before, [one.as_dict() for one in outcome.before.snapshots]),
+            "after": _shown(after, listed),
+        },
+    }
+
+
+def _shown(state: State, listed: Any) -> dict[str, Any]:
+    """One side of the difference."""
+    return {
+        "snapshots": [{"name": one["name"], "description": one["description"]} for one in listed],
+        "current_snapshot": next((one["name"] for one in listed if one["current"]), None),
+        "power_state": state.power_state,
+        "consolidation_needed": state.consolidation_needed,
+    }
+
+
+def _duration(text: str | None) -> Any:
+    return None if text is None else duration(text)
+
+
+def _bytes(size: str | None) -> int | None:
     try:
-        return human_to_bytes(size)
+        return None if size is None else human_to_bytes(size)
     except ValueError as error:
         raise InvalidInput(f"min_free_space is no size: {size}.", "Write bytes or a form like 20GB.") from error
 
@@ -640,13 +823,19 @@ def main() -> None:
     run_module(
         run,
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": list(_ACTIONS), "default": "present"},
             "snapshot_name": {"type": "str"},
             "snapshot_id": {"type": "int"},
             "snapshot_moid": {"type": "str"},
             "duplicates": {"type": "str", "choices": ["fail", "newest", "oldest", "all"], "default": "fail"},
+            "name_pattern": {"type": "str"},
+            "older_than": {"type": "str"},
+            "keep_last": {"type": "int"},
+            "current": {"type": "bool", "default": False},
             "description": {"type": "str"},
             "new_snapshot_name": {"type": "str"},
+            "new_description": {"type": "str"},
+            "last_snapshot_min_age": {"type": "str"},
             "quiesce": {"type": "bool", "default": False},
             "quiesce_policy": {"type": "str", "choices": ["fail", "warn", "crash_consistent"], "default": "fail"},
             "quiesce_timeout": {"type": "int"},
@@ -675,10 +864,17 @@ def main() -> None:
             },
             "remove_children": {"type": "bool", "default": False},
             "remove_all": {"type": "bool", "default": False},
+            "power": {"type": "str", "choices": ["as_snapshot", "keep", "on", "off"], "default": "as_snapshot"},
+            "suppress_power_on": {"type": "bool", "default": False},
+            "host": {"type": "str"},
             "max_depth": {"type": "int", "default": snapshots.MAX_DEPTH},
             "min_free_space": {"type": "str"},
+            "unprotected_disks": {"type": "str", "choices": ["fail", "warn", "ignore"], "default": "warn"},
+            "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 3600},
             "on_timeout": {"type": "str", "choices": ["leave", "cancel"], "default": "leave"},
+            "retries": {"type": "int", "default": 0},
+            "retry_delay": {"type": "int", "default": 30},
         },
         groups=(VCENTER, VM),
         mutually_exclusive=[("snapshot_name", "snapshot_id", "snapshot_moid"), ("stamp", "new_snapshot_name")],

@@ -12,7 +12,7 @@ vCenter stores the characters ``/``, backslash and ``%`` in names as ``%2f``, ``
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
@@ -32,6 +32,7 @@ def find_vm(
     use_instance_uuid: bool = False,
     moid: str | None = None,
     properties: Sequence[str] = (),
+    along: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Find one VM or template and read its properties.
 
@@ -40,8 +41,9 @@ def find_vm(
     :param datacenter: the name (or path) of its datacenter, to narrow a search by name
     :param uuid: its BIOS UUID, or its instance UUID with ``use_instance_uuid``
     :param moid: its managed object ID
-    :param properties: property paths to read beside :data:`IDENTITY`
-    :returns: the managed object and {path: value}; an unset property is a missing key
+    :param properties: as for :func:`read_vm`
+    :param along: as for :func:`read_vm`
+    :returns: the managed object and what :func:`read_vm` returns
     :raises NotFound: no VM fits
     :raises Ambiguous: several fit; ``details["candidates"]`` lists {name, moid, path}
     """
@@ -58,11 +60,57 @@ def find_vm(
         vm = _only(c, found, f"named {name}{where}")
     else:
         raise InvalidInput("No virtual machine was named.", "Give one of name, uuid and moid.")
-    wanted = {vim.VirtualMachine: [*dict.fromkeys((*IDENTITY, *properties))]}
-    read = c.retrieve([vm], wanted)
+    return vm, read_vm(c, vm, properties, along)
+
+
+def read_vm(
+    c: Connection, vm: Any, properties: Sequence[str] = (), along: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """Read a VM, and what it refers to, in one request.
+
+    :param properties: property paths to read beside :data:`IDENTITY`
+    :param along: ``recentTask`` or ``datastore``: property paths of the objects there
+    :returns: {path: value}, where an unset property is a missing key; for each path of ``along``
+        {object: {path: value}}; and ``serverClock``, the server's time
+    :raises NotFound: the VM cannot be read
+    """
+    along = along or {}
+    collector = vmodl.query.PropertyCollector
+    clock = vim.ServiceInstance("ServiceInstance", c.stub)
+    kinds = {"recentTask": vim.Task, "datastore": vim.Datastore}
+    ways = [collector.TraversalSpec(type=vim.VirtualMachine, path=path) for path in along]
+    specs = [collector.ObjectSpec(obj=vm, selectSet=ways), collector.ObjectSpec(obj=clock)]
+    wanted = {
+        vim.VirtualMachine: [*dict.fromkeys((*IDENTITY, *properties, *along))],
+        vim.ServiceInstance: ["serverClock"],
+        **{kinds[path]: paths for path, paths in along.items()},
+    }
+    read = c.collect(specs, wanted)
     if vm not in read:
         raise NotFound(f"The virtual machine {vm._GetMoId()} cannot be read.", "Check the role of the user on it.")
-    return vm, read[vm]
+    there = {path: {one: read.get(one, {}) for one in read[vm].get(path, ())} for path in along}
+    return {**read[vm], **there, **read.get(clock, {})}
+
+
+def find_host(c: Connection, name: str) -> Any:
+    """The host with this name or managed object ID; two requests for a name.
+
+    :raises NotFound: there is none
+    :raises Ambiguous: several have the name
+    """
+    read = _below(c, [c.content.rootFolder], vim.HostSystem)
+    found = [host for host, stored in read.items() if name == host._GetMoId() or same_name(stored, name)]
+    if not found:
+        known = ", ".join(sorted(map(unescape, read.values()))) or "none that this user may see"
+        raise NotFound(f"There is no host {name} on {c.endpoint.address}.", f"It has {known}.")
+    if len(found) > 1:
+        candidates = [{"name": unescape(read[host]), "moid": host._GetMoId()} for host in found]
+        raise Ambiguous(
+            f"There are {len(found)} hosts named {name}: {', '.join(one['moid'] for one in candidates)}.",
+            "Give the managed object ID of the one that is meant.",
+            candidates=candidates,
+        )
+    return found[0]
 
 
 def vm_dict(vm: Any, properties: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +218,16 @@ def _datacenters(c: Connection, wanted: str | None) -> dict[str, Any]:
 
 def _anywhere(c: Connection, name: str, datacenter: str | None) -> list[Any]:
     starts = _datacenters(c, datacenter).values() if datacenter else [c.content.rootFolder]
+    return [vm for vm, stored in _below(c, starts, vim.VirtualMachine).items() if same_name(stored, name)]
+
+
+def _below(c: Connection, starts: Iterable[Any], kind: Any) -> dict[Any, str]:
+    """All objects of one type below some others, with their names as stored."""
     # A view costs a request more than walking down the folders, and is answered far faster. The logout ends it.
-    views = [c.read(c.content.viewManager.CreateContainerView, start, [vim.VirtualMachine], True) for start in starts]
+    views = [c.read(c.content.viewManager.CreateContainerView, start, [kind], True) for start in starts]
     into = traverse("view", vim.view.ContainerView, "view")
     specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]) for view in views]
-    read = c.collect(specs, {vim.VirtualMachine: ["name"]})
-    return [vm for vm, props in read.items() if same_name(props.get("name", ""), name)]
+    return {one: values.get("name", "") for one, values in c.collect(specs, {kind: ["name"]}).items()}
 
 
 def traverse(spec_name: str, kind: Any, path: str, *then: str) -> Any:

@@ -11,34 +11,44 @@ A removal is only over when the disks need no consolidation any more.
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import time
-from dataclasses import dataclass
-from typing import Any, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    BackupError,
     ConnectionFailed,
-    InvalidInput,
     NotFound,
     NotSupported,
     TaskFailed,
+    TimedOut,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, snapshots, stamps, tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_text
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Removal, Step
 
-STATE_PROPERTIES = ("snapshot", "runtime.consolidationNeeded")
+STATE_PROPERTIES = ("snapshot", "runtime.consolidationNeeded", "runtime.powerState")
+_TASK_PROPERTIES = ("info.state", "info.completeTime", "info.entityName")
 _DEVICES = "config.hardware.device"
 _QUIESCE_FAULTS = ("ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable")
-_CREATED_BY = ("VirtualMachine.createSnapshot", "VirtualMachine.createSnapshotEx")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for one vSphere task (seconds), and what to do to it then (``leave`` or ``cancel``)."""
+    """How long to wait for one vSphere task (seconds), and what to do to it then (``leave`` or ``cancel``).
+
+    A consolidation that fails is tried again ``retries`` times, ``retry_delay`` seconds later each.
+    """
 
     timeout: float = 3600
     on_timeout: str = "leave"
+    retries: int = 0
+    retry_delay: float = 30
 
     def wait(self, c: Connection, task: Any) -> Any:
         return tasks.wait(c, task, timeout=self.timeout, on_timeout=self.on_timeout)
@@ -62,10 +72,15 @@ class Wish:
     quiesce_timeout: int | None = None
     vss: Mapping[str, Any] | None = None
 
-    def as_planned(self) -> dict[str, Any]:
-        """The record of the snapshot as far as it is known before it is made."""
+    def as_planned(self, parent: snapshots.Snapshot | None) -> dict[str, Any]:
+        """The record of the snapshot as far as it is known before it is made.
+
+        :param parent: the snapshot that the VM runs on
+        """
         return {
-            **dict.fromkeys(("id", "moid", "creation_time", "state", "quiesced", "parent_id", "depth", "consistency")),
+            **dict.fromkeys(("id", "moid", "creation_time", "state", "quiesced", "consistency")),
+            "parent_id": parent.id if parent else None,
+            "depth": parent.depth + 1 if parent else 1,
             "name": self.name,
             "description": self.description,
             "stamp": self.stamp.as_dict() if self.stamp else None,
@@ -76,11 +91,23 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class TaskRecord:
+    """A task of vSphere: its managed object ID, its state, when it ended, and the name of the VM."""
+
+    id: str
+    state: str
+    completed: datetime | None = None
+    entity_name: str | None = None
+
+
+@dataclass(frozen=True)
 class State:
-    """A VM's snapshots after an action."""
+    """A VM's snapshots after an action, which was the task ``task`` (None where no task was needed)."""
 
     snapshots: list[snapshots.Snapshot]
     consolidation_needed: bool
+    power_state: str | None = None
+    task: TaskRecord | None = None
 
 
 def create(
@@ -93,16 +120,17 @@ def create(
     :raises NotSupported: the guest cannot be quiesced and the policy is ``fail``
     """
     quiesce, warnings = plan_quiesce(properties, wish)
-    known = set(properties.get("recentTask", ()))
     try:
-        made = _take(c, vm, wish, quiesce, known, patience)
+        task = begin_creation(c, vm, properties, wish, quiesce)
+        made = patience.wait(c, task)
     except VsphereFault as error:
         if not (quiesce and _is_quiesce_fault(error)):
             raise
         warnings = _without_quiescing(wish, f"vSphere says: {fault_text(error.__cause__)}")
         quiesce = False
-        made = _take(c, vm, wish, quiesce, known, patience)
-    state, devices = look(c, vm, [made])
+        task = begin_creation(c, vm, properties, wish, quiesce)
+        made = patience.wait(c, task)
+    state, devices = look(c, vm, [made], task)
     snapshot = next(one for one in state.snapshots if one.moid == made._GetMoId())
     if quiesce and not snapshot.quiesced:
         try:
@@ -117,41 +145,59 @@ def plan_quiesce(properties: Mapping[str, Any], wish: Wish) -> tuple[bool, list[
     """Whether to ask for quiescing, with warnings; follows the policy when it is wished but impossible."""
     if not wish.quiesce or properties.get("runtime.powerState") == "poweredOff":
         return False, []
-    if wish.memory:
-        if wish.quiesce_policy == "fail":
-            raise InvalidInput(
-                "A snapshot holds the memory or is quiesced, not both.", "Set one of memory_dump and quiesce to false."
-            )
-        return False, _without_quiescing(wish, "a snapshot with memory cannot be quiesced")
+    if wish.memory:  # it holds the guest as it is, which needs no quiescing to go on
+        told = f"The guest is not quiesced for the snapshot {wish.name}, which holds the memory."
+        return False, [] if wish.quiesce_policy == "crash_consistent" else [told]
     tools = properties.get("guest.toolsRunningStatus")
     if tools is not None and tools != "guestToolsRunning":
         return False, _without_quiescing(wish, f"VMware Tools are not running in the guest ({tools})")
     return True, []
 
 
-def state_of(properties: Mapping[str, Any]) -> State:
+def state_of(properties: Mapping[str, Any], task: TaskRecord | None = None) -> State:
     """The state that was read with a VM's properties."""
     return State(
-        snapshots.flatten(properties.get("snapshot")), bool(properties.get("runtime.consolidationNeeded", False))
+        snapshots.flatten(properties.get("snapshot")),
+        bool(properties.get("runtime.consolidationNeeded", False)),
+        properties.get("runtime.powerState"),
+        task,
     )
 
 
-def look(c: Connection, vm: Any, made: Iterable[Any] = ()) -> tuple[State, dict[str, list[disks.Disk]]]:
+def look(
+    c: Connection, vm: Any, made: Iterable[Any] = (), task: Any = None
+) -> tuple[State, dict[str, list[disks.Disk]]]:
     """The VM's snapshots now, and the disks in the configuration of those in ``made``, in one request.
 
     :param made: snapshot objects
+    :param task: the task that has ended, to be told of too
     :returns: the state, and {snapshot moid: disks}
     """
     made = list(made)
-    wanted = {vim.VirtualMachine: STATE_PROPERTIES, vim.vm.Snapshot: [_DEVICES]}
-    read = c.retrieve([vm, *made], wanted)
-    return state_of(read[vm]), {one._GetMoId(): disks.from_devices(read.get(one, {}).get(_DEVICES, ())) for one in made}
+    wanted = {vim.VirtualMachine: STATE_PROPERTIES, vim.vm.Snapshot: [_DEVICES], vim.Task: _TASK_PROPERTIES}
+    read = c.retrieve([vm, *made, *([] if task is None else [task])], wanted)
+    record = None if task is None else task_record(task, read.get(task, {}))
+    return (
+        state_of(read[vm], record),
+        {one._GetMoId(): disks.from_devices(read.get(one, {}).get(_DEVICES, ())) for one in made},
+    )
 
 
-def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot) -> tuple[State, dict[str, Any]]:
+def task_record(task: Any, info: Mapping[str, Any]) -> TaskRecord:
+    """The record of a task from what was read of it."""
+    return TaskRecord(
+        task._GetMoId(),
+        str(info.get("info.state", "running")),
+        info.get("info.completeTime"),
+        info.get("info.entityName"),
+    )
+
+
+def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot, task: Any = None) -> tuple[State, dict[str, Any]]:
     """The VM's snapshots now, and the record of one of them with its disks, in one request."""
-    state, frozen = look(c, vm, [_managed(c, snapshot)])
-    return state, describe(snapshot, frozen[snapshot.moid])
+    state, frozen = look(c, vm, [_managed(c, snapshot)], task)
+    now = next((one for one in state.snapshots if one.moid == snapshot.moid), snapshot)
+    return state, describe(now, frozen[snapshot.moid])
 
 
 def describe(snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk], applications: bool = False) -> dict[str, Any]:
@@ -164,28 +210,15 @@ def describe(snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk], applica
     }
 
 
-def check_space(c: Connection, vm: Any, floor: int) -> None:
-    """Raise NotSupported when a datastore of the VM has less than ``floor`` bytes free; one request."""
-    spec = vmodl.query.PropertyCollector.ObjectSpec(
-        obj=vm,
-        selectSet=[vmodl.query.PropertyCollector.TraversalSpec(type=vim.VirtualMachine, path="datastore")],
-    )
-    read = c.collect([spec], {vim.Datastore: ["name", "summary.freeSpace"]})
-    # A datastore that cannot be reached tells no free space.
-    space = {props.get("name", "a datastore"): props.get("summary.freeSpace", 0) for props in read.values()}
-    short = sorted(name for name, free in space.items() if free < floor)
-    if short:
-        listed = ", ".join(f"{name} has {space[name]} bytes" for name in short)
-        raise NotSupported(
-            f"Too little free space for a snapshot: {listed}, and {floor} are asked for.",
-            "Free some space, or lower min_free_space.",
-        )
-
-
-def rename(c: Connection, wanted: snapshots.Snapshot) -> None:
+def rename(c: Connection, before: snapshots.Snapshot, wanted: snapshots.Snapshot) -> None:
     """Give a snapshot the name and the description (with its stamp) that ``wanted`` has."""
-    # Doing it twice is as good as once.
-    c.read(_managed(c, wanted).RenameSnapshot, wanted.name, stamps.join(wanted.description, wanted.stamp))
+    text = stamps.join(wanted.description, wanted.stamp)
+    # What stays is not sent, so that nobody else's change of it is undone. Doing it twice is as good as once.
+    c.read(
+        _managed(c, wanted).RenameSnapshot,
+        None if wanted.name == before.name else wanted.name,
+        None if wanted.description == before.description else text,
+    )
 
 
 def remove(
@@ -196,38 +229,183 @@ def remove(
     :param children: whether all snapshots below go too
     :returns: the state after it, and warnings
     """
-    for snapshot in chosen:
-        _remove_one(c, vm, snapshot, children, patience)
-    return settle(c, vm, patience)
+    doomed = tuple(chosen)
+    return carry_out(c, vm, Removal(doomed, tuple(Step(one, children) for one in doomed)), patience)
 
 
-def settle(c: Connection, vm: Any, patience: Patience) -> tuple[State, list[str]]:
-    """Consolidate the VM's disks once if they need it; a failure is a warning, for what was asked has been done."""
-    state, _unused = look(c, vm)
+def carry_out(c: Connection, vm: Any, removal: Removal, patience: Patience) -> tuple[State, list[str]]:
+    """Remove snapshots as planned, and see to it that the disks are consolidated.
+
+    :returns: the state after it, and warnings
+    :raises BackupError: with ``removed`` and ``not_removed`` in its details where there were several
+    """
+    task = None
+    try:
+        for start in _removals(c, vm, removal):
+            task = _finish(c, vm, start, patience) or task
+    except BackupError as error:
+        if len(removal.doomed) > 1:
+            raise _halfway(c, vm, removal, error) from error
+        raise
+    return settle(c, vm, patience, task)
+
+
+def begin_removal(c: Connection, vm: Any, removal: Removal, patience: Patience) -> Any:
+    """Remove snapshots as planned, but do not wait for the last; returns its task (None if that one was gone)."""
+    *first, last = _removals(c, vm, removal)
+    for start in first:
+        _finish(c, vm, start, patience)
+    try:
+        return last()
+    except NotFound:
+        return None
+
+
+def _removals(c: Connection, vm: Any, removal: Removal) -> list[Callable[[], Any]]:
+    """The calls that start the tasks of a removal, in order."""
+    if removal.everything:
+        calls = [functools.partial(vm.RemoveAllSnapshots_Task, True)]
+    else:
+        calls = [
+            functools.partial(_managed(c, step.snapshot).RemoveSnapshot_Task, step.children, True)
+            for step in removal.steps
+        ]
+    return [functools.partial(_ask_twice, c, call) for call in calls]
+
+
+def _ask_twice(c: Connection, call: Callable[[], Any]) -> Any:
+    try:
+        return c.call(call)
+    except ConnectionFailed:
+        # Removing is safe to ask for again: it is about these objects, and never about others.
+        return c.call(call)
+
+
+def _finish(c: Connection, vm: Any, start: Callable[[], Any], patience: Patience) -> Any:
+    """Start a removal and wait for its end, after that of another task if there is one; returns the task if it ran."""
+    deadline = time.monotonic() + patience.timeout
+    stood_in_the_way: set[Any] = set()
+    while True:
+        try:
+            task = start()
+            patience.wait(c, task)
+            return task
+        except NotFound:
+            return None  # somebody else was faster
+        except VsphereFault as error:
+            if error.details.get("fault") == "ManagedObjectNotFound":
+                return None
+            other = in_the_way(error)
+            if other is None or other in stood_in_the_way or time.monotonic() > deadline:
+                raise
+            stood_in_the_way.add(other)
+        let_end(c, [other], deadline)
+
+
+def _halfway(c: Connection, vm: Any, removal: Removal, error: BackupError) -> BackupError:
+    """The error of a removal that ended in the middle, with what was removed by then."""
+    try:
+        there = {one.moid for one in look(c, vm)[0].snapshots}
+    except BackupError:  # what happened first counts
+        return error
+    gone = [one for one in removal.doomed if one.moid not in there]
+    left = [one for one in removal.doomed if one.moid in there]
+    told = "; ".join(
+        f"{what}: {', '.join(f'{one.name} (ID {one.id})' for one in some) or 'none'}"
+        for what, some in (("removed", gone), ("not removed", left))
+    )
+    details = {
+        **error.details,
+        "removed": [one.as_dict() for one in gone],
+        "not_removed": [one.as_dict() for one in left],
+    }
+    return type(error)(f"{error.message} Of the snapshots, {told}.", error.next_step, **details)
+
+
+def in_the_way(error: BackupError) -> Any:
+    """The other task because of which vSphere refused ours; None if that is not the reason or it does not tell."""
+    return getattr(error.__cause__, "task", None) if error.details.get("fault") == "TaskInProgress" else None
+
+
+def under_way(properties: Mapping[str, Any]) -> list[Any]:
+    """The tasks on the VM's snapshots that ran when it was read."""
+    return [
+        task
+        for task, info in properties["recentTask"].items()
+        if str(info.get("info.state")) in ("queued", "running")
+        and re.search("snapshot|consolidate", info.get("info.descriptionId") or "", re.IGNORECASE)
+    ]
+
+
+def let_end(c: Connection, others: Sequence[Any], deadline: float) -> None:
+    """Wait until somebody else's tasks end, whatever becomes of them.
+
+    :param deadline: until when, of ``time.monotonic()``
+    :raises TimedOut: one goes on longer
+    """
+    for task in others:
+        try:
+            with contextlib.suppress(TaskFailed, NotFound):
+                tasks.wait(c, task, timeout=max(1.0, deadline - time.monotonic()))
+        except TimedOut as error:
+            raise TimedOut(
+                f"Another task works on the virtual machine, and nothing was begun. {error.message}",
+                "Run this one again when that has ended, or give it a longer timeout.",
+                **error.details,
+            ) from error
+
+
+def settle(c: Connection, vm: Any, patience: Patience, task: Any = None) -> tuple[State, list[str]]:
+    """Consolidate the VM's disks if they need it; a failure is a warning, for what was asked has been done."""
+    state, _unused = look(c, vm, task=task)
     if not state.consolidation_needed:
         return state, []
-    warnings = []
     try:
-        patience.wait(c, c.call(vm.ConsolidateVMDisks_Task))
+        return replace(consolidate(c, vm, patience), task=state.task), []
     except VsphereFault as error:
-        warnings.append(error.message)
-    state, _unused = look(c, vm)
-    return state, warnings
+        later, _unused = look(c, vm)
+        return replace(later, task=state.task), [error.message]
 
 
-def _take(c: Connection, vm: Any, wish: Wish, quiesce: bool, known: set[Any], patience: Patience) -> Any:
+def consolidate(c: Connection, vm: Any, patience: Patience) -> State:
+    """Consolidate the VM's disks until vSphere says that they need it no more.
+
+    :raises VsphereFault: they still do after the last attempt
+    """
+    for attempts_left in reversed(range(patience.retries + 1)):
+        try:
+            task = c.call(vm.ConsolidateVMDisks_Task)
+            patience.wait(c, task)
+            state, _unused = look(c, vm, task=task)
+            if not state.consolidation_needed:
+                return state
+        except VsphereFault:
+            if not attempts_left:
+                raise
+        if attempts_left:
+            time.sleep(patience.retry_delay)  # whoever holds a file needs time to let it go, and tells nobody
+    raise VsphereFault(
+        "The disks still need consolidation after they were consolidated.",
+        "Find out who holds their files, a backup proxy for example, and run this again.",
+    )
+
+
+def begin_creation(c: Connection, vm: Any, properties: Mapping[str, Any], wish: Wish, quiesce: bool) -> Any:
+    """Start to make a snapshot; returns the task.
+
+    :param quiesce: what ``plan_quiesce`` says
+    """
     text = stamps.join(wish.description, wish.stamp)
     spec = _guest_spec(wish) if quiesce else None
     try:
         if spec is None:
-            task = c.call(vm.CreateSnapshot_Task, wish.name, text, wish.memory, quiesce)
-        else:
-            task = c.call(vm.CreateSnapshotEx_Task, wish.name, text, wish.memory, spec)
+            return c.call(vm.CreateSnapshot_Task, wish.name, text, wish.memory, quiesce)
+        return c.call(vm.CreateSnapshotEx_Task, wish.name, text, wish.memory, spec)
     except ConnectionFailed:
-        task = _task_since(c, vm, known)
+        task = task_since(c, vm, properties, "createsnapshot")
         if task is None:
             raise
-    return patience.wait(c, task)
+        return task
 
 
 def _guest_spec(wish: Wish) -> Any:
@@ -239,12 +417,16 @@ def _guest_spec(wish: Wish) -> Any:
     return None
 
 
-def _task_since(c: Connection, vm: Any, known: set[Any]) -> Any:
-    """The one task that makes a snapshot of the VM and was not ``known``; None if there is none or no telling."""
+def task_since(c: Connection, vm: Any, properties: Mapping[str, Any], kind: str) -> Any:
+    """The one task on the VM that began after it was read; None if there is none or no telling.
+
+    :param kind: a part of the task's description ID, in lower case
+    """
+    known = set(properties.get("recentTask", ()))
     recent = c.retrieve([vm], {vim.VirtualMachine: ["recentTask"]})[vm].get("recentTask", ())
     fresh = [task for task in recent if task not in known]
-    kinds = c.retrieve(fresh, {vim.Task: ["info.descriptionId"]})
-    found = [task for task, info in kinds.items() if info.get("info.descriptionId") in _CREATED_BY]
+    read = c.retrieve(fresh, {vim.Task: ["info.descriptionId"]})
+    found = [task for task, info in read.items() if kind in info.get("info.descriptionId", "").lower()]
     return found[0] if len(found) == 1 else None
 
 
@@ -262,38 +444,6 @@ def _without_quiescing(wish: Wish, cause: str) -> list[str]:
     if wish.quiesce_policy == "crash_consistent":
         return []
     return [f"The snapshot {wish.name} is only crash-consistent: {cause}."]
-
-
-def _remove_one(c: Connection, vm: Any, snapshot: snapshots.Snapshot, children: bool, patience: Patience) -> None:
-    deadline = time.monotonic() + patience.timeout
-    managed = _managed(c, snapshot)
-    while True:
-        try:
-            patience.wait(c, _start_removal(c, vm, managed, children))
-            return
-        except NotFound:
-            return  # somebody else was faster
-        except VsphereFault as error:
-            if error.details.get("fault") == "ManagedObjectNotFound":
-                return
-            other = getattr(error.__cause__, "task", None)
-            if error.details.get("fault") != "TaskInProgress" or other is None or time.monotonic() > deadline:
-                raise
-        _let_end(c, other, deadline)
-
-
-def _start_removal(c: Connection, vm: Any, managed: Any, children: bool) -> Any:
-    try:
-        return c.call(managed.RemoveSnapshot_Task, children, True)
-    except ConnectionFailed:
-        # Removing is safe to ask for again: it is about this one object, and never about another.
-        return c.call(managed.RemoveSnapshot_Task, children, True)
-
-
-def _let_end(c: Connection, task: Any, deadline: float) -> None:
-    """Wait for somebody else's task, whatever becomes of it."""
-    with contextlib.suppress(TaskFailed, NotFound):
-        tasks.wait(c, task, timeout=max(1.0, deadline - time.monotonic()))
 
 
 def _managed(c: Connection, snapshot: snapshots.Snapshot) -> Any:

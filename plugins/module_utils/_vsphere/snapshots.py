@@ -21,8 +21,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory
 # What plans and guards need to know of a VM; one read by inventory.find_vm.
 PROPERTIES = (
     "snapshot",
+    "config.files.snapshotDirectory",
     "config.ftInfo",
     "config.hardware.device",
+    "config.hardware.memoryMB",
     "config.template",
     "guest.toolsRunningStatus",
     "recentTask",
