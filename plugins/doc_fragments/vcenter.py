@@ -60,7 +60,7 @@ options:
     type: int
   session:
     description:
-      - A session to use instead of logging in, as C(holdfast.backup.vcenter_session) returns it. It is left open.
+      - A session to use instead of logging in, as M(holdfast.backup.vcenter_session) returns it. It is left open.
       - It is a secret. Give it by C(module_defaults) of the action group C(holdfast.backup.vcenter), never by a fact.
       - If it has ended, the task logs in (and out) itself if it has O(username) and O(password), and else it fails.
     type: str

@@ -91,6 +91,11 @@ class VddkWay:
         transports: Sequence[str],
         directory: str,
     ) -> None:
+        if not c.endpoint.can_log_in:
+            raise InvalidInput(
+                "VDDK logs in by itself, which a session is no help for.",
+                "Give username and password beside the session, or use access: native.",
+            )
         self._directory = directory
         self._plugin = vddk.ship(os.path.join(directory, "plugin"), library_dir)
         self._owner = owner

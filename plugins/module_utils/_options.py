@@ -82,13 +82,13 @@ FCD_DISK = OptionGroup(
 _NEEDED = {"hostname": "VMWARE_HOST", "username": "VMWARE_USER", "password": "VMWARE_PASSWORD"}
 
 
-def endpoint(params: Mapping[str, Any]) -> Endpoint:
+def endpoint(params: Mapping[str, Any], with_user: bool = True) -> Endpoint:
     """The endpoint that the options of :data:`VCENTER` describe; raises InvalidInput when one is missing.
 
-    With a session, neither user name nor password is needed.
+    :param with_user: whether user name and password are needed; with a session they are not
     """
     for option, variable in _NEEDED.items():
-        if not params[option] and not (params["session"] and option != "hostname"):
+        if not params[option] and (option == "hostname" or (with_user and not params["session"])):
             raise InvalidInput(
                 f"The option {option} is not set.", f"Give it to the task, or set the environment variable {variable}."
             )

@@ -11,7 +11,7 @@ kind the user is logged in here, and out at the end. Protocol: "vSphere Automati
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import urlencode
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
@@ -39,8 +39,13 @@ class Automation:
     :raises ConnectionFailed: the reply was lost: a post or delete may have been carried out or not
     """
 
-    def __init__(self, c: Connection) -> None:
+    def __init__(self, c: Connection, authorization: Callable[[], str] | None = None) -> None:
+        """Nothing is connected yet.
+
+        :param authorization: makes the header to log in with; by default user name and password
+        """
         self._c = c
+        self._authorization = authorization
         self._http: Any = None
         self._own = False
 
@@ -55,7 +60,7 @@ class Automation:
             if self._c.given is not None and self._c.given.rest:
                 self._http.headers[SESSION] = self._c.given.rest
             else:
-                self.log_in()
+                self._log_in()
         except BaseException:
             self._http.close()
             raise
@@ -87,44 +92,40 @@ class Automation:
         """Delete, once."""
         self._call("DELETE", path, None, again=False)
 
-    def log_in(self, authorization: str | None = None) -> str:
-        """Open a session and return its ID, a secret.
-
-        :param authorization: header to log in with; by default user name and password
-        """
+    def _log_in(self) -> None:
         endpoint = self._c.endpoint
-        if authorization is None and not endpoint.can_log_in:
+        if self._authorization is None and not endpoint.can_log_in:
             raise AuthenticationFailed(
                 f"The session with {endpoint.address} holds none of the Automation API, or that one has ended.",
                 "Run holdfast.backup.vcenter_session with automation: true, or give username and password too.",
+                fault="UNAUTHENTICATED",
             )
         self._http.headers.pop(SESSION, None)
-        given = {"headers": {"Authorization": authorization}}
-        response = self._http.send(
-            "POST", _LOGIN, **(given if authorization else {"auth": (endpoint.username, endpoint.password)})
-        )
+        how: dict[str, Any] = {"auth": (endpoint.username, endpoint.password)}
+        if self._authorization is not None:
+            how = {"headers": {"Authorization": self._authorization()}}
+        response = self._http.send("POST", _LOGIN, **how)
         if response.status_code == 401:
             raise refusal(endpoint, "InvalidLogin", "")
-        session: str = self._answer(response)
-        self._http.headers[SESSION] = session
+        self._http.headers[SESSION] = self._answer(response)
         self._own = True
+
+    def leave_open(self) -> str:
+        """Leave the session open at the end, for others, and return its ID."""
+        self._own = False
+        session: str = self._http.headers[SESSION]
         return session
 
     def log_out(self) -> bool:
         """End the session; tells whether it had not ended before."""
         return bool(self._http.send_again("DELETE", _LOGIN).ok)
 
-    def is_alive(self) -> bool:
-        """Whether the session has not ended."""
-        response = self._http.send_again("GET", _LOGIN)
-        return response.status_code != 401 and self._answer(response) is not None
-
     def _call(self, method: str, path: str, body: Any, again: bool) -> Any:
         send = self._http.send_again if again else self._http.send
         response = send(method, f"/api{path}", body)
         if response.status_code == 401:
             # The server did nothing, so any call may be repeated.
-            self.log_in()
+            self._log_in()
             response = send(method, f"/api{path}", body)
         return self._answer(response)
 

@@ -164,8 +164,13 @@ class Connection:
     by one of our own if there is a password.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, log_in: Callable[[Connection], Any] | None = None) -> None:
+        """Nothing is connected yet.
+
+        :param log_in: logs in and returns the UserSession; by default with user name and password
+        """
         self.endpoint = endpoint
+        self._how = log_in or _by_password
         self.given = Session.parse(endpoint.session) if endpoint.session else None
         self.shared = self.given is not None
         self.logins = 0
@@ -356,17 +361,28 @@ class Connection:
         self.stub.SetSessionId(None)
         self.stub.cookie = session.soap
 
+    def log_in(self) -> None:
+        """Log in, though a session was given; this one is our own."""
+        with self._errors():
+            self._login()
+
+    def leave_open(self, rest: str | None = None) -> Session:
+        """Make the session one that others use: it is not logged out at the end.
+
+        :param rest: ID of a session of the Automation API to give beside it
+        """
+        self.shared = True
+        return Session(self.soap_cookie(), rest, self.vcenter)
+
+    def close_at_end(self) -> None:
+        """Make the session our own: it is logged out at the end."""
+        self.shared = False
+
     def _login(self) -> None:
-        if not self.endpoint.can_log_in:
-            raise AuthenticationFailed(
-                f"The session with {self.endpoint.address} has ended, and there is no password to log in again.",
-                "Run holdfast.backup.vcenter_session again, or give username and password too.",
-                fault="NotAuthenticated",
-            )
         # Before the log-in: if its answer is lost there may be a session all the same.
         self.stub.SetSessionId(None)
         self.shared = False
-        user_session = self.content.sessionManager.Login(self.endpoint.username, self.endpoint.password, None)
+        user_session = self._how(self)
         self.logins += 1
         self.login_time = user_session.loginTime
         for stub in self._beside:
@@ -388,6 +404,16 @@ class Connection:
             raise _from_fault(fault, self.endpoint, self._latest) from fault
         except (OSError, HTTPException, *_UNREADABLE) as error:
             raise broken_wire(error, self.endpoint) from error
+
+
+def _by_password(c: Connection) -> Any:
+    if not c.endpoint.can_log_in:
+        raise AuthenticationFailed(
+            f"The session with {c.endpoint.address} has ended, and there is no password to log in again.",
+            "Run holdfast.backup.vcenter_session again, or give username and password too.",
+            fault="NotAuthenticated",
+        )
+    return c.content.sessionManager.Login(c.endpoint.username, c.endpoint.password, None)
 
 
 def newest_version(api_version: str, namespace: str = "vim") -> str:

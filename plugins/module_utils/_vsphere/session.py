@@ -13,6 +13,7 @@ import base64
 import binascii
 import json
 import re
+import secrets
 from dataclasses import asdict, dataclass, field
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
@@ -38,8 +39,11 @@ class Session:
     server: str | None = None
 
     def encode(self) -> str:
-        """The text of it."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
+        """The text of it, another one each time.
+
+        Ansible hides the secrets that a module was given in what it returns, a session that was just kept too.
+        """
+        values = {"salt": secrets.token_hex(4), **{name: value for name, value in asdict(self).items() if value}}
         return _START + base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
 
     @classmethod
@@ -50,6 +54,7 @@ class Session:
                 raise ValueError
             coded = text[len(_START) :].strip()
             values = json.loads(base64.b64decode(coded + "=" * (-len(coded) % 4), altchars=b"-_", validate=True))
+            values.pop("salt", None)
             session = cls(**values)
             if not all(value is None or isinstance(value, str) for value in asdict(session).values()):
                 raise ValueError

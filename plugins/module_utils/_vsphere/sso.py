@@ -1,0 +1,159 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+
+"""Private to holdfast.backup: SAML tokens of vCenter Single Sign-On, and logging in with them.
+
+The security token service (``/sts/STSService``) speaks WS-Trust 1.4. pyVmomi's client writes and signs its messages;
+it needs lxml and cryptography. They are sent by our own means: by the proxy, with the certificates that the task names
+and with a time limit. A bearer token is good for whoever has it; one for the holder of a key only for who can sign.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import os
+import re
+import sys
+from typing import Any, Callable
+
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    InvalidInput,
+    MissingRequirement,
+)
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import JsonHttp
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+
+PATH = "/sts/STSService"
+_HEADERS = {
+    "Content-Type": 'text/xml; charset="UTF-8"',
+    "SOAPAction": "http://docs.oasis-open.org/ws-sx/ws-trust/200512/RST/Issue",
+}
+_ASSERTION = re.compile(r"<(?:[\w.-]+:)?Assertion[\s>]")
+_END = re.compile(r"""<(?:[\w.-]+:)?Conditions\b[^>]*\bNotOnOrAfter=["']([^"']+)""")
+_FAULT = re.compile(r"<(?:[\w.-]+:)?(faultcode|faultstring)\b[^>]*>([^<]*)<")
+
+
+def bearer_token(endpoint: Endpoint) -> str:
+    """A token for user name and password; raises AuthenticationFailed if the service refuses them."""
+    token: str = _client(endpoint, None).get_bearer_saml_assertion(endpoint.username, endpoint.password)
+    return token
+
+
+def holder_token(endpoint: Endpoint, certificate: str, key: str) -> str:
+    """A token for the holder of a key, who is a solution user of Single Sign-On.
+
+    :param certificate: PEM file, the one registered with Single Sign-On
+    :param key: PEM file of its private key, RSA and not encrypted
+    """
+    for path in (certificate, key):
+        _readable(path)
+    try:
+        token: str = _client(endpoint, (certificate, key)).get_hok_saml_assertion(certificate, key)
+    except (ValueError, TypeError) as error:  # of reading the key
+        raise InvalidInput(
+            f"{certificate} and {key} cannot be used: {error}.", "Give PEM files of an RSA key that is not encrypted."
+        ) from error
+    return token
+
+
+def given_token(text: str) -> str:
+    """The token in ``text``, or in the file that it names; raises InvalidInput if it is none."""
+    if not _ASSERTION.search(text):
+        text = _readable(text.strip(), " (or give the token itself)")
+    found = _ASSERTION.search(text)
+    if not found:
+        # The text may be a secret.
+        raise InvalidInput("The option token holds no SAML token.", "Give it a SAML 2.0 assertion as XML, or its file.")
+    return text[found.start() :].strip()
+
+
+def by_token(token: str, key: str | None = None) -> Callable[[Connection], Any]:
+    """Log in with a token, for :class:`Connection`.
+
+    :param key: PEM file of the private key that the token is made out to, None of a bearer token
+    """
+
+    def log_in(c: Connection) -> Any:
+        login = c.content.sessionManager.LoginByToken
+        c.stub.samlToken = token
+        try:
+            if key is None:
+                return login(None)
+            sign = _library().add_saml_context
+            with c.stub.requestModifier(lambda request: sign(request, token, key)):
+                return login(None)
+        except vim.fault.InvalidLogin as fault:
+            ends = _END.search(token)
+            until = f" It is good until {ends.group(1)}." if ends else ""
+            raise AuthenticationFailed(
+                f"{c.endpoint.address} refused the SAML token.{until}",
+                "Get a new one of the Single Sign-On that this vCenter belongs to; clocks that differ look the same.",
+                fault="InvalidLogin",
+            ) from fault
+        finally:
+            c.stub.samlToken = None
+
+    return log_in
+
+
+def authorization(token: str) -> str:
+    """The header that logs in to the Automation API with a bearer token."""
+    return f'SIGN token="{base64.b64encode(gzip.compress(token.encode())).decode()}"'
+
+
+def _library() -> Any:
+    try:
+        from pyVim import sso  # not needed by those who log in by password
+    except ImportError as error:
+        raise MissingRequirement(
+            f"pyVmomi's client of Single Sign-On cannot be imported by {sys.executable}: {error}.",
+            "Install what it needs there: python -m pip install 'pyvmomi[sso]'.",
+        ) from error
+    return sso
+
+
+def _client(endpoint: Endpoint, certificate: tuple[str, str] | None) -> Any:
+    client = _library().SsoAuthenticator(f"https://{endpoint.address}{PATH}")
+    client.perform_request = functools.partial(_send, endpoint, certificate)
+    return client
+
+
+def _send(endpoint: Endpoint, certificate: tuple[str, str] | None, message: str, *unused: Any) -> bytes:
+    """Send a message to the service; takes the place of ``SsoAuthenticator.perform_request``."""
+    http = JsonHttp(endpoint)
+    try:
+        response = http.send("POST", PATH, data=message.encode(), headers=_HEADERS, cert=certificate)
+    finally:
+        http.close()
+    if response.ok:
+        content: bytes = response.content
+        return content
+    told = dict(_FAULT.findall(response.text))
+    code, text = told.get("faultcode", "").rsplit(":", 1)[-1], told.get("faultstring", "").strip().rstrip(".")
+    if code:
+        raise AuthenticationFailed(
+            f"Single Sign-On on {endpoint.address} gave no token: {text or 'no cause given'} ({code}).",
+            "Check user name and password, or certificate and key, and that the clocks agree.",
+            fault=code,
+        )
+    raise ConnectionFailed(
+        f"Single Sign-On on {endpoint.address} answered {response.status_code} to {PATH}.",
+        "Check that hostname is a vCenter with its own Single Sign-On, or log in by password.",
+    )
+
+
+def _readable(path: str, hint: str = "") -> str:
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or type(error).__name__
+        # The path may be a token that was cut off.
+        named = path if len(path) < 256 and "\n" not in path else "The file"
+        raise InvalidInput(f"{named} cannot be read: {cause}.", f"Give the path of a PEM or XML file{hint}.") from None

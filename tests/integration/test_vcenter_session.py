@@ -1,0 +1,99 @@
+# Copyright (c) 2026 the holdfast.backup authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""vcenter_session, and modules in a session that was given, against the lab."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
+from ansible_collections.holdfast.backup.tests import modules
+
+
+@pytest.fixture
+def args(lab):
+    return lab.module_args()
+
+
+@pytest.fixture
+def nobody(args):
+    """The server, and no user."""
+    return {name: value for name, value in args.items() if name not in ("username", "password")}
+
+
+def open_session(args, **options):
+    return modules.run("vcenter_session", {**args, **options})
+
+
+def end(nobody, session):
+    return modules.run("vcenter_session", {**nobody, "session": session, "state": "absent"})
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_session_is_opened_kept_and_ended(lab, args, nobody, check):
+    opened = modules.run("vcenter_session", args, check=check)
+    session = opened.pop("session")
+    vcenter = opened.pop("vcenter")
+    opened.pop("invocation", None)
+    assert opened == {"changed": False, "outcome": "opened", "user": lab.username}
+    assert (vcenter["hostname"], vcenter["port"], vcenter["version"]) == (lab.hostname, lab.port, "8.0.3")
+    (there,) = lab.sessions()
+    assert there["key"] in Session.parse(session).soap
+
+    kept = modules.run("vcenter_session", {**args, "session": session}, check=check)
+    assert (kept["outcome"], kept["changed"], kept["user"]) == ("kept", False, lab.username)
+    assert Session.parse(kept["session"]) == Session.parse(session)
+    assert len(lab.sessions()) == 1
+    assert lab.requests()["logins"] == 1
+
+    ended = modules.run("vcenter_session", {**nobody, "session": kept["session"], "state": "absent"}, check=check)
+    assert (ended["outcome"], ended["session"], ended["user"]) == ("ended", None, lab.username)
+    assert lab.sessions() == []
+    again = end(nobody, session)
+    assert (again["outcome"], again["session"], again["user"]) == ("none", None, None)
+
+
+def test_many_tasks_log_in_once(lab, args, nobody):
+    vm = lab.create_vm(f"once-{time.monotonic_ns()}", disks=[1 << 20])
+    session = open_session(args)["session"]
+    given = {**nobody, "session": session, "moid": vm["moid"]}
+    modules.run("vm_snapshot", {**given, "snapshot_name": "a"})
+    modules.run("vm_snapshot", {**given, "snapshot_name": "a", "new_snapshot_name": "b"})
+    assert [one["name"] for one in modules.run("vm_snapshot_info", given)["snapshots"]] == ["b"]
+    modules.run("vm_snapshot", {**given, "snapshot_name": "b", "state": "absent"})
+    assert lab.requests()["logins"] == 1
+    assert len(lab.sessions()) == 1
+    assert end(nobody, session)["outcome"] == "ended"
+    assert lab.sessions() == []
+    lab.destroy_vm(vm["moid"])
+
+
+def test_a_session_that_ended_is_opened_anew(lab, args, nobody):
+    session = open_session(args)["session"]
+    lab.expire_sessions()
+    failed = modules.run("vcenter_session", {**nobody, "session": session, "private_key": "k"}, fail=True)
+    assert "has ended, and there is no password" in failed["msg"]
+    renewed = open_session(args, session=session)
+    assert renewed["outcome"] == "opened"
+    assert len(lab.sessions()) == 1
+    end(nobody, renewed["session"])
+
+
+def test_what_cannot_be_a_session(lab, args, nobody):
+    failed = modules.run("vcenter_session", {**args, "session": "s3cret nonsense"}, fail=True)
+    assert failed["error_type"] == "InvalidInput"
+    assert "s3cret" not in str(failed)
+    assert "state is absent but" in modules.run("vcenter_session", {**args, "state": "absent"}, fail=True)["msg"]
+    foreign = Session("vmware_soap_session=x", server="42a8c1de-0000-4000-8000-000000000001").encode()
+    failed = modules.run("vcenter_session", {**nobody, "session": foreign, "state": "absent"}, fail=True)
+    assert "one of another server" in failed["msg"]
+    assert lab.sessions() == []
+
+
+def test_a_wrong_password_leaves_nothing(lab, args):
+    failed = modules.run("vcenter_session", {**args, "password": "wrong-1"}, fail=True)
+    assert failed["error_type"] == "AuthenticationFailed"
+    assert "wrong-1" not in str(failed)
+    assert lab.sessions() == []
