@@ -16,19 +16,37 @@ options:
     description:
       - Name of the virtual machine or template.
       - If several have this name, the task fails and lists them; O(folder), O(datacenter) or O(moid) tells them apart.
-      - Exactly one of O(name), O(uuid) and O(moid) is needed.
+      - Exactly one of O(name), O(uuid), O(moid) and O(inventory_path) is needed.
     type: str
+  name_match:
+    description:
+      - If several virtual machines have the name, take the V(first) or the V(last) in the order of their managed object
+        IDs, which is that in which they were made. If it is not set, the task fails.
+    type: str
+    choices: [first, last]
   folder:
     description:
-      - Folder of the virtual machine, to find it faster or to tell it from others of the same name.
+      - Folder of the virtual machine, to find it faster or to tell it from others of the same name. If it is not in the
+        folder itself, it is looked for in the folders below.
       - Either absolute, starting with the datacenter, for example V(/dc1/vm/production/web), or relative to the virtual
-        machine folder of a datacenter, for example V(production/web).
+        machine folder of a datacenter, for example V(production/web) or V(vm/production/web). Slashes at both ends
+        change nothing.
       - Only used with O(name).
     type: str
+  folder_paths_are_absolute:
+    description:
+      - Whether O(folder) is never taken for a relative path, even if it looks like one.
+    type: bool
+    default: false
   datacenter:
     description:
       - Name or path of the datacenter in which to look. All are searched if it is not set.
       - Only used with O(name).
+    type: str
+  inventory_path:
+    description:
+      - Path of the virtual machine itself, for example V(/dc1/vm/production/web/web01). A slash in a name is written
+        V(%2f), a backslash V(%5c), a percent sign V(%25).
     type: str
   uuid:
     description:

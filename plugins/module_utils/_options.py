@@ -38,17 +38,22 @@ VCENTER = OptionGroup(
     },
 )
 
+VM_KEYS = ("name", "uuid", "moid", "inventory_path")  # each says which VM is meant
+
 VM = OptionGroup(
     argument_spec={
         "name": {"type": "str"},
+        "name_match": {"type": "str", "choices": ["first", "last"]},
         "folder": {"type": "str"},
+        "folder_paths_are_absolute": {"type": "bool", "default": False},
         "datacenter": {"type": "str"},
+        "inventory_path": {"type": "str"},
         "uuid": {"type": "str"},
         "use_instance_uuid": {"type": "bool", "default": False},
         "moid": {"type": "str"},
     },
-    mutually_exclusive=[("name", "uuid", "moid")],
-    required_one_of=[("name", "uuid", "moid")],
+    mutually_exclusive=[VM_KEYS],
+    required_one_of=[VM_KEYS],
 )
 
 _APIS = ["auto", "vim", "vslm"]
@@ -65,7 +70,7 @@ FCD = OptionGroup(
     required_one_of=[("id", "name")],
 )
 
-_VM_OR_FCD = ("name", "uuid", "moid", "fcd_id", "fcd_name")
+_VM_OR_FCD = (*VM_KEYS, "fcd_id", "fcd_name")
 
 # One first class disk where it may stand instead of a virtual machine; goes with optional(VM).
 FCD_DISK = OptionGroup(

@@ -105,13 +105,25 @@ options:
     type: dict
     suboptions:
       name:
-        description: Name of the virtual machine. Exactly one of this, O(vm.uuid) and O(vm.moid) is needed.
+        description:
+          - Name of the virtual machine. Exactly one of this, O(vm.uuid), O(vm.moid) and O(vm.inventory_path) is needed.
         type: str
+      name_match:
+        description: Which of several of that name. If it is not set, the task fails.
+        type: str
+        choices: [first, last]
       folder:
         description: Folder of the virtual machine, like V(/dc1/vm/production). Only used with O(vm.name).
         type: str
+      folder_paths_are_absolute:
+        description: Whether O(vm.folder) is never taken for a relative path.
+        type: bool
+        default: false
       datacenter:
         description: Datacenter in which to look. Only used with O(vm.name).
+        type: str
+      inventory_path:
+        description: Path of the virtual machine itself, like V(/dc1/vm/production/web01).
         type: str
       uuid:
         description: BIOS UUID of the virtual machine, or its instance UUID.
@@ -604,7 +616,6 @@ def _capacity(text: str) -> int:
 
 def main() -> None:
     """Take the options and run."""
-    vm_rule = ("name", "uuid", "moid")
     run_module(
         run,
         argument_spec={
@@ -634,8 +645,8 @@ def main() -> None:
             "vm": {
                 "type": "dict",
                 "options": VM.argument_spec,
-                "mutually_exclusive": [vm_rule],
-                "required_one_of": [vm_rule],
+                "mutually_exclusive": VM.mutually_exclusive,
+                "required_one_of": VM.required_one_of,
             },
             "controller": {"type": "str"},
             "restore_id": {"type": "str"},

@@ -638,8 +638,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
     VM,
+    VM_KEYS,
     duration,
     endpoint,
+    optional,
     vm_selection,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
@@ -876,7 +878,8 @@ def main() -> None:
             "retries": {"type": "int", "default": 0},
             "retry_delay": {"type": "int", "default": 30},
         },
-        groups=(VCENTER, VM),
+        groups=(VCENTER, optional(VM)),  # as in community.vmware, several may name the same machine
+        required_one_of=[VM_KEYS],
         mutually_exclusive=[("snapshot_name", "snapshot_id", "snapshot_moid"), ("stamp", "new_snapshot_name")],
         required_if=[("state", "present", ("snapshot_name", "snapshot_id", "snapshot_moid"), True)],
     )

@@ -502,6 +502,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
     VM,
+    VM_KEYS,
     duration,
     endpoint,
     optional,
@@ -518,15 +519,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_records import Details, base, describe
 
-ONE = ("name", "uuid", "moid")
-
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     """Read the snapshots of one VM or of many; the number of requests depends on neither's."""
     params = module.params
     wanted = _filter(params)
     with Connection(endpoint(params)) as c:
-        if any(params[option] for option in ONE):
+        if any(params[option] for option in VM_KEYS):
             return {"changed": False, **_one(c, params, wanted)}
         return {"changed": False, **_many(c, params, wanted)}
 
@@ -679,8 +678,8 @@ def main() -> None:
         groups=(VCENTER, optional(VM)),
         mutually_exclusive=[
             ("snapshot_name", "snapshot_id", "snapshot_moid"),
-            (*ONE, "vms"),
-            *((one, many) for one in ONE for many in ("cluster",)),
+            (*VM_KEYS, "vms"),
+            *((one, many) for one in VM_KEYS for many in ("cluster",)),
         ],
     )
 

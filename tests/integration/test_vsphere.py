@@ -474,6 +474,75 @@ def test_two_vms_of_one_bios_uuid_are_listed(c, places):
 
 
 @pytest.mark.parametrize(
+    "folder",
+    [
+        "DC0/vm/find/production/web",
+        "/DC0/vm/find/production/web/",
+        "find/production/web",
+        "/find/production/web/",
+        "vm/find/production/web",
+        "/vm/find/production/web",
+        "/DC0/vm/",
+        "DC0/vm/find",
+        "find/production",
+        "vm",
+        "/",
+    ],
+)
+@pytest.mark.parametrize("datacenter", [None, "DC0", "/DC0/"])
+def test_a_folder_in_the_spellings_of_others(c, places, folder, datacenter):
+    """A machine may also be below the folder: both peers look there too."""
+    assert find_vm(c, name="find-web", folder=folder, datacenter=datacenter)[0]._GetMoId() == places["web"]["moid"]
+
+
+def test_a_folder_that_must_be_absolute(c, places):
+    absolute = {"name": "find-web", "folder_paths_are_absolute": True}
+    assert find_vm(c, folder="DC0/vm/find", **absolute)[0]._GetMoId() == places["web"]["moid"]
+    with pytest.raises(NotFound):
+        find_vm(c, folder="find", **absolute)
+
+
+def test_a_machine_in_the_folder_itself_comes_first(c, lab, places):
+    deeper = lab.create_vm("find-web", disks=[], folder=f"{FOLDER}/deeper")
+    try:
+        assert find_vm(c, name="find-web", folder=FOLDER)[0]._GetMoId() == places["web"]["moid"]
+        with pytest.raises(Ambiguous):
+            find_vm(c, name="find-web", folder="find")
+    finally:
+        lab.destroy_vm(deeper["moid"])
+
+
+def test_which_of_several(c, places):
+    for match, twin in (("first", "twin1"), ("last", "twin2")):
+        assert find_vm(c, name="find-twin", name_match=match)[0]._GetMoId() == places[twin]["moid"]
+
+
+@pytest.mark.parametrize("path", ["/DC0/vm/find/find 50%25%2f50%5cx", "DC0/vm/find/find 50%25%2f50%5cx/"])
+def test_an_inventory_path(c, places, path):
+    assert find_vm(c, inventory_path=path)[0]._GetMoId() == places["odd"]["moid"]
+    with pytest.raises(NotFound, match="at /DC0/vm/find"):
+        find_vm(c, inventory_path="/DC0/vm/find")
+
+
+def test_all_that_is_given_must_fit(c, places):
+    web = places["web"]
+    both = {"moid": web["moid"], "uuid": web["instance_uuid"].upper(), "use_instance_uuid": True}
+    assert find_vm(c, name="find-web", **both)[0]._GetMoId() == web["moid"]
+    with pytest.raises(NotFound, match="find-web is not named find-twin"):
+        find_vm(c, name="find-twin", **both)
+    with pytest.raises(NotFound, match="find-twin has the UUID"):
+        find_vm(c, **{**both, "moid": places["twin1"]["moid"]})
+
+
+@pytest.mark.parametrize(
+    "selection", [{"name": "FIND-web"}, {"name": "find-web", "folder": "find/a"}, {"name": "find-web", "folder": "no"}]
+)
+def test_the_error_tells_where_it_is(c, places, selection):
+    with pytest.raises(NotFound, match=f"There is /DC0/vm/{FOLDER}/find-web"):
+        find_vm(c, **selection)
+
+
+@pytest.mark.parametrize(
     "selection",
     [
         {"name": "find-nothing"},

@@ -4,41 +4,51 @@
 
 """Private to holdfast.backup: finding one virtual machine without reading the inventory.
 
-Requests: one by ``moid``, two by ``uuid`` or by name and absolute folder, three by name alone (names only, whatever
-the number of VMs) or by name and relative folder (one more for each further datacenter).
+Requests: one by ``moid``, two by ``uuid``, by inventory path or by name and absolute folder, three by name alone (names
+only, whatever the number of VMs) or by name and relative folder (one more for each further datacenter). A VM that is
+not in the folder itself but somewhere below it costs three more.
 
 vCenter stores the characters ``/``, backslash and ``%`` in names as ``%2f``, ``%5c`` and ``%25``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any, Iterable, Mapping, Sequence
-from urllib.parse import unquote
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 
 IDENTITY = ("name", "config.instanceUuid")
+_ESCAPED = {"2f": "/", "5c": "\\", "25": "%"}
 
 
 def find_vm(
     c: Connection,
     *,
     name: str | None = None,
+    name_match: str | None = None,
     folder: str | None = None,
+    folder_paths_are_absolute: bool = False,
     datacenter: str | None = None,
+    inventory_path: str | None = None,
     uuid: str | None = None,
     use_instance_uuid: bool = False,
     moid: str | None = None,
     properties: Sequence[str] = (),
     along: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Find one VM or template and read its properties.
+    """Find one VM or template and read its properties. If several of name, UUID and ID are given, all must fit.
 
     :param name: its name, as shown or as stored (escaped)
-    :param folder: the path of its folder: ``/dc/vm/a/b``, or ``a/b`` below each datacenter's VM folder
+    :param name_match: of several VMs of that name, take the ``first`` or the ``last``, in the order of their IDs
+    :param folder: the path of a folder that it is in or below: ``/dc/vm/a/b``, or ``a/b`` or ``vm/a/b`` in each
+        datacenter; with or without slashes at both ends
+    :param folder_paths_are_absolute: never take ``folder`` for a relative path
     :param datacenter: the name (or path) of its datacenter, to narrow a search by name
+    :param inventory_path: its own path, ``/dc/vm/a/b/name``
     :param uuid: its BIOS UUID, or its instance UUID with ``use_instance_uuid``
     :param moid: its managed object ID
     :param properties: as for :func:`read_vm`
@@ -51,16 +61,30 @@ def find_vm(
         vm = vim.VirtualMachine(moid, c.stub)
     elif uuid:
         by = "instance UUID" if use_instance_uuid else "BIOS UUID"
-        found = c.read(c.content.searchIndex.FindAllByUuid, None, uuid, True, use_instance_uuid)
-        vm = _only(c, found, f"with the {by} {uuid}")
+        vm = _only(
+            c, c.read(c.content.searchIndex.FindAllByUuid, None, uuid, True, use_instance_uuid), f"with the {by} {uuid}"
+        )
+    elif inventory_path:
+        vm = _only(c, _at(c, [inventory_path]), f"at {inventory_path}")
     elif name:
-        found = _in_folder(c, name, folder, datacenter) if folder else _anywhere(c, name, datacenter)
+        found = _named(c, name, folder, datacenter, folder_paths_are_absolute)
+        found.sort(
+            key=lambda one: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", one._GetMoId())]
+        )
         where = f" in the folder {folder}" if folder else ""
         where += f" of the datacenter {datacenter}" if datacenter else ""
-        vm = _only(c, found, f"named {name}{where}")
+        if found and name_match:
+            found = found[:1] if name_match == "first" else found[-1:]
+        vm = _only(c, found, f"named {name}{where}", name)
     else:
-        raise InvalidInput("No virtual machine was named.", "Give one of name, uuid and moid.")
-    return vm, read_vm(c, vm, properties, along)
+        raise InvalidInput("No virtual machine was named.", "Give one of name, uuid, moid and inventory_path.")
+    path = "config.instanceUuid" if use_instance_uuid else "config.uuid"
+    read = read_vm(c, vm, [*properties, *([path] if uuid else [])], along)
+    if name and not same_name(read["name"], name):
+        raise _misfit(read, f"is not named {name}")
+    if uuid and str(read.get(path)).lower() != uuid.lower():
+        raise _misfit(read, f"has the UUID {read.get(path)} and not {uuid}")
+    return vm, read
 
 
 def read_vm(
@@ -124,7 +148,7 @@ def vm_dict(vm: Any, properties: dict[str, Any]) -> dict[str, Any]:
 
 def unescape(name: str) -> str:
     """A name as people see it."""
-    return unquote(name)
+    return re.sub("%(2f|5c|25)", lambda found: _ESCAPED[found[1].lower()], name, flags=re.IGNORECASE)
 
 
 def escape(name: str) -> str:
@@ -160,39 +184,97 @@ def _path(entity: Any, read: dict[Any, dict[str, Any]]) -> str:
     return "/" + "/".join(reversed(names))
 
 
-def _only(c: Connection, found: Sequence[Any], described: str) -> Any:
+def _in_order(moid: str) -> tuple[int, str]:
+    """Sorts ``vm-9`` before ``vm-10``."""
+    number = re.search("[0-9]+$", moid)
+    return int(number[0]) if number else 0, moid
+
+
+def _misfit(read: Mapping[str, Any], how: str) -> NotFound:
+    return NotFound(
+        f"The virtual machine {unescape(read['name'])} {how}.",
+        "Give what fits one machine, or only one way to find it.",
+    )
+
+
+def _only(c: Connection, found: Sequence[Any], described: str, name: str | None = None) -> Any:
     if not found:
         raise NotFound(
             f"There is no virtual machine {described} on {c.endpoint.address}.",
-            "Check the spelling, and that the user may see it.",
+            _elsewhere(c, name) if name else "Check the spelling, and that the user may see it.",
         )
     if len(found) > 1:
-        where = paths(c, found)
-        candidates = [
-            {"name": unescape(path.rsplit("/", 1)[-1]), "moid": vm._GetMoId(), "path": path}
-            for vm, path in sorted(where.items(), key=lambda item: (item[1], item[0]._GetMoId()))
-        ]
-        listed = ", ".join(f"{candidate['path']} ({candidate['moid']})" for candidate in candidates)
+        candidates = _candidates(c, found)
         raise Ambiguous(
-            f"There are {len(found)} virtual machines {described}: {listed}.",
+            f"There are {len(found)} virtual machines {described}: {_listed(candidates)}.",
             "Say which by moid, folder or datacenter.",
             candidates=candidates,
         )
     return found[0]
 
 
-def _in_folder(c: Connection, name: str, folder: str, datacenter: str | None) -> list[Any]:
-    if folder.startswith("/"):
-        parents = [folder.strip("/")]
-    else:
-        parents = [f"{path}/vm/{folder.strip('/')}" for path in _datacenters(c, datacenter)]
-    names = dict.fromkeys((escape(name), name) if "/" not in name else (escape(name),))
-    for spelling in names:
-        found = [c.read(c.content.searchIndex.FindByInventoryPath, f"{parent}/{spelling}") for parent in parents]
-        found = [vm for vm in found if isinstance(vm, vim.VirtualMachine)]
-        if found:
-            return found
-    return []
+def _elsewhere(c: Connection, name: str) -> str:
+    """The advice on a name that was not found: where it is, or what is written nearly like it."""
+    wanted = unescape(name).lower()
+    near = [
+        vm
+        for vm, stored in _below(c, [c.content.rootFolder], vim.VirtualMachine).items()
+        if unescape(stored).lower() == wanted
+    ]
+    if not near:
+        return "Check the spelling, and that the user may see it."
+    return (
+        f"Upper and lower case are told apart, and the folder must be right. There is {_listed(_candidates(c, near))}."
+    )
+
+
+def _candidates(c: Connection, found: Iterable[Any]) -> list[dict[str, str]]:
+    """``{name, moid, path}`` of VMs, in the order of their paths."""
+    return [
+        {"name": unescape(path.rsplit("/", 1)[-1]), "moid": vm._GetMoId(), "path": path}
+        for vm, path in sorted(paths(c, found).items(), key=lambda item: (item[1], item[0]._GetMoId()))
+    ]
+
+
+def _listed(candidates: Iterable[Mapping[str, str]]) -> str:
+    return ", ".join(f"{candidate['path']} ({candidate['moid']})" for candidate in candidates)
+
+
+def _named(c: Connection, name: str, folder: str | None, datacenter: str | None, absolute: bool) -> list[Any]:
+    """The VMs of this name in a folder, or below it, or anywhere."""
+    if not (folder or "").strip("/"):
+        starts = _datacenters(c, datacenter).values() if datacenter else [c.content.rootFolder]
+        return [vm for vm, stored in _below(c, starts, vim.VirtualMachine).items() if same_name(stored, name)]
+    tried: list[str] = []
+    for parents in _folder_paths(c, folder or "", datacenter, absolute):
+        tried += parents
+        for spelling in dict.fromkeys((escape(name), name) if "/" not in name else (escape(name),)):
+            found = _at(c, [f"{parent}/{spelling}" for parent in parents])
+            if found:
+                return found
+    starts = [c.read(c.content.searchIndex.FindByInventoryPath, parent) for parent in tried]
+    folders = [start for start in starts if isinstance(start, vim.Folder)]
+    return [vm for vm, stored in _below(c, folders, vim.VirtualMachine).items() if same_name(stored, name)]
+
+
+def _at(c: Connection, wanted: Iterable[str]) -> list[Any]:
+    """The VMs at these inventory paths."""
+    found = [c.read(c.content.searchIndex.FindByInventoryPath, path) for path in wanted]
+    return [one for one in found if isinstance(one, vim.VirtualMachine)]
+
+
+def _folder_paths(c: Connection, folder: str, datacenter: str | None, absolute: bool) -> Iterable[list[str]]:
+    """What a folder may be meant to be, the likeliest first: absolute paths without slashes at their ends.
+
+    All folders of VMs are below a datacenter's folder ``vm``, so an absolute path has that name in it, and not first.
+    """
+    parts = folder.strip("/").split("/")
+    before = parts[: parts.index("vm", 1)] if "vm" in parts[1:] else []
+    if absolute or (before and (datacenter is None or same_name(before[-1], datacenter.strip("/").rsplit("/", 1)[-1]))):
+        yield ["/".join(parts)]
+    if not absolute and not (before and folder.startswith("/")):
+        below = parts[1:] if parts[0] == "vm" else parts
+        yield ["/".join([path, "vm", *below]) for path in _datacenters(c, datacenter)]
 
 
 def _datacenters(c: Connection, wanted: str | None) -> dict[str, Any]:
@@ -216,18 +298,14 @@ def _datacenters(c: Connection, wanted: str | None) -> dict[str, Any]:
     return matching
 
 
-def _anywhere(c: Connection, name: str, datacenter: str | None) -> list[Any]:
-    starts = _datacenters(c, datacenter).values() if datacenter else [c.content.rootFolder]
-    return [vm for vm, stored in _below(c, starts, vim.VirtualMachine).items() if same_name(stored, name)]
-
-
 def _below(c: Connection, starts: Iterable[Any], kind: Any) -> dict[Any, str]:
     """All objects of one type below some others, with their names as stored."""
-    # A view costs a request more than walking down the folders, and is answered far faster. The logout ends it.
-    views = [c.read(c.content.viewManager.CreateContainerView, start, [kind], True) for start in starts]
     into = traverse("view", vim.view.ContainerView, "view")
-    specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]) for view in views]
-    return {one: values.get("name", "") for one, values in c.collect(specs, {kind: ["name"]}).items()}
+    with contextlib.ExitStack() as held:
+        # A view costs a request more than walking down the folders, and is answered far faster.
+        views = [held.enter_context(c.view(start, [kind])) for start in starts]
+        specs = [vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]) for view in views]
+        return {one: values.get("name", "") for one, values in c.collect(specs, {kind: ["name"]}).items()}
 
 
 def traverse(spec_name: str, kind: Any, path: str, *then: str) -> Any:

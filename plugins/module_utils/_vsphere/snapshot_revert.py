@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
@@ -86,27 +86,26 @@ def revert(
     """
     task = begin(c, vm, properties, target, power)
     try:
-        patience.wait(c, task)
-    except VsphereFault as error:
-        if error.details.get("fault") == "ManagedObjectNotFound":
+        state, frozen = patience.finish(c, vm, task, target)
+    except (NotFound, VsphereFault) as error:
+        if isinstance(error, NotFound) or error.details.get("fault") == "ManagedObjectNotFound":
             raise _vanished(target) from error
         raise
-    state, record = snapshot_tasks.look_at(c, vm, target, task)
     wanted = power.wanted(properties.get("runtime.powerState"))
-    if wanted in (None, state.power_state):
-        return state, record
-    call = [vm.PowerOnVM_Task, power.host] if wanted == ON else [vm.PowerOffVM_Task]
-    try:
-        patience.wait(c, c.call(*call))
-    except VsphereFault as error:
-        raise VsphereFault(
-            f"The virtual machine was reverted to {target.name} (ID {target.id}) and is {state.power_state}. "
-            f"{error.message}",
-            error.next_step,
-            **error.details,
-            reverted=True,
-        ) from error
-    return snapshot_tasks.look_at(c, vm, target, task)
+    if wanted not in (None, state.power_state):
+        call = [vm.PowerOnVM_Task, power.host] if wanted == ON else [vm.PowerOffVM_Task]
+        try:
+            later, _disks = patience.finish(c, vm, c.call(*call))
+        except VsphereFault as error:
+            raise VsphereFault(
+                f"The virtual machine was reverted to {target.name} (ID {target.id}) and is {state.power_state}. "
+                f"{error.message}",
+                error.next_step,
+                **error.details,
+                reverted=True,
+            ) from error
+        state = replace(later, task=state.task)
+    return state, snapshot_tasks.record_in(state, target, frozen)
 
 
 def _vanished(target: Snapshot) -> NotFound:

@@ -16,7 +16,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
@@ -32,6 +32,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Removal, Step
 
+T = TypeVar("T")
 STATE_PROPERTIES = ("snapshot", "runtime.consolidationNeeded", "runtime.powerState")
 _TASK_PROPERTIES = ("info.state", "info.completeTime", "info.entityName")
 _DEVICES = "config.hardware.device"
@@ -51,7 +52,20 @@ class Patience:
     retry_delay: float = 30
 
     def wait(self, c: Connection, task: Any) -> Any:
+        """The result of a task that has ended."""
         return tasks.wait(c, task, timeout=self.timeout, on_timeout=self.on_timeout)
+
+    def finish(
+        self, c: Connection, vm: Any, task: Any, snapshot: snapshots.Snapshot | None = None
+    ) -> tuple[State, list[disks.Disk]]:
+        """The VM's snapshots when a task has ended, and the disks of one of them, in no further request."""
+        beside: dict[Any, Sequence[str]] = {vm: STATE_PROPERTIES}
+        managed = None if snapshot is None else _managed(c, snapshot)
+        if managed is not None:
+            beside[managed] = [_DEVICES]
+        _result, told = tasks.wait(c, task, timeout=self.timeout, on_timeout=self.on_timeout, beside=beside)
+        state = state_of(told[vm], task_record(task, told[task]))
+        return state, disks.from_devices(told.get(managed, {}).get(_DEVICES, ()))
 
 
 @dataclass(frozen=True)
@@ -193,11 +207,15 @@ def task_record(task: Any, info: Mapping[str, Any]) -> TaskRecord:
     )
 
 
-def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot, task: Any = None) -> tuple[State, dict[str, Any]]:
+def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot) -> tuple[State, dict[str, Any]]:
     """The VM's snapshots now, and the record of one of them with its disks, in one request."""
-    state, frozen = look(c, vm, [_managed(c, snapshot)], task)
-    now = next((one for one in state.snapshots if one.moid == snapshot.moid), snapshot)
-    return state, describe(now, frozen[snapshot.moid])
+    state, frozen = look(c, vm, [_managed(c, snapshot)])
+    return state, record_in(state, snapshot, frozen[snapshot.moid])
+
+
+def record_in(state: State, snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk]) -> dict[str, Any]:
+    """The record of a snapshot as it is in a later state, with its disks."""
+    return describe(next((one for one in state.snapshots if one.moid == snapshot.moid), snapshot), frozen)
 
 
 def describe(snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk], applications: bool = False) -> dict[str, Any]:
@@ -239,22 +257,24 @@ def carry_out(c: Connection, vm: Any, removal: Removal, patience: Patience) -> t
     :returns: the state after it, and warnings
     :raises BackupError: with ``removed`` and ``not_removed`` in its details where there were several
     """
-    task = None
+    state, calls = None, _removals(c, vm, removal)
     try:
-        for start in _removals(c, vm, removal):
-            task = _finish(c, vm, start, patience) or task
+        for start in calls[:-1]:
+            _finish(c, start, patience.wait, patience)
+        for start in calls[-1:]:
+            state = _finish(c, start, lambda c, task: patience.finish(c, vm, task)[0], patience)
     except BackupError as error:
         if len(removal.doomed) > 1:
             raise _halfway(c, vm, removal, error) from error
         raise
-    return settle(c, vm, patience, task)
+    return settle(c, vm, patience, state)
 
 
 def begin_removal(c: Connection, vm: Any, removal: Removal, patience: Patience) -> Any:
     """Remove snapshots as planned, but do not wait for the last; returns its task (None if that one was gone)."""
     *first, last = _removals(c, vm, removal)
     for start in first:
-        _finish(c, vm, start, patience)
+        _finish(c, start, patience.wait, patience)
     try:
         return last()
     except NotFound:
@@ -281,15 +301,15 @@ def _ask_twice(c: Connection, call: Callable[[], Any]) -> Any:
         return c.call(call)
 
 
-def _finish(c: Connection, vm: Any, start: Callable[[], Any], patience: Patience) -> Any:
-    """Start a removal and wait for its end, after that of another task if there is one; returns the task if it ran."""
+def _finish(
+    c: Connection, start: Callable[[], Any], wait: Callable[[Connection, Any], T], patience: Patience
+) -> T | None:
+    """Start a removal, after another task if one is in the way, and ``wait`` for it; None if it had nothing to do."""
     deadline = time.monotonic() + patience.timeout
     stood_in_the_way: set[Any] = set()
     while True:
         try:
-            task = start()
-            patience.wait(c, task)
-            return task
+            return wait(c, start())
         except NotFound:
             return None  # somebody else was faster
         except VsphereFault as error:
@@ -355,9 +375,12 @@ def let_end(c: Connection, others: Sequence[Any], deadline: float) -> None:
             ) from error
 
 
-def settle(c: Connection, vm: Any, patience: Patience, task: Any = None) -> tuple[State, list[str]]:
-    """Consolidate the VM's disks if they need it; a failure is a warning, for what was asked has been done."""
-    state, _unused = look(c, vm, task=task)
+def settle(c: Connection, vm: Any, patience: Patience, state: State | None = None) -> tuple[State, list[str]]:
+    """Consolidate the VM's disks if they need it; a failure is a warning, for what was asked has been done.
+
+    :param state: how the removal left the VM, if that is known
+    """
+    state = state or look(c, vm)[0]
     if not state.consolidation_needed:
         return state, []
     try:
@@ -375,8 +398,7 @@ def consolidate(c: Connection, vm: Any, patience: Patience) -> State:
     for attempts_left in reversed(range(patience.retries + 1)):
         try:
             task = c.call(vm.ConsolidateVMDisks_Task)
-            patience.wait(c, task)
-            state, _unused = look(c, vm, task=task)
+            state, _unused = patience.finish(c, vm, task)
             if not state.consolidation_needed:
                 return state
         except VsphereFault:

@@ -126,10 +126,7 @@ def choose(
         return [snapshot for snapshot in snapshots if snapshot.id == snapshot_id]
     if moid is not None:
         return [snapshot for snapshot in snapshots if snapshot.moid == moid]
-    found = sorted(
-        (snapshot for snapshot in snapshots if name is not None and snapshot.name in (name, unescape(name))),
-        key=lambda snapshot: (snapshot.created, snapshot.id),
-    )
+    found = sorted(_named(list(snapshots), name), key=lambda snapshot: (snapshot.created, snapshot.id))
     if len(found) < 2 or duplicates == "all":
         return found
     if duplicates == "fail":
@@ -140,6 +137,14 @@ def choose(
             candidates=[snapshot.as_dict() for snapshot in found],
         )
     return [found[-1] if duplicates == "newest" else found[0]]
+
+
+def _named(snapshots: Sequence[Snapshot], name: str | None) -> list[Snapshot]:
+    """Those of this name; if there are none, those whose name somebody had escaped before vCenter did."""
+    if name is None:
+        return []
+    found = [snapshot for snapshot in snapshots if snapshot.name in (name, unescape(name))]
+    return found or [snapshot for snapshot in snapshots if unescape(snapshot.name) == unescape(name)]
 
 
 def owned(

@@ -33,7 +33,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
 SLICE = 30  # seconds that one WaitForUpdatesEx may take: as late is it noticed that the session ended
 CANCEL_GRACE = 30  # seconds that a cancelled task has to end
 
-_PATHS = ["info.state", "info.result", "info.error", "info.descriptionId", "info.entityName"]
+_PATHS = ["info.state", "info.result", "info.error", "info.descriptionId", "info.entityName", "info.completeTime"]
 
 
 def wait(
@@ -52,13 +52,13 @@ def wait(
     :param on_timeout: ``leave`` the task running, or ``cancel`` it
     :param beside: managed object -> property paths, told as they are when the task has ended, in no further request
     :returns: the result; with ``beside`` a pair of the result and object -> {path: value}, where an unset or
-        unreadable property is a missing key
+        unreadable property is a missing key; the task itself is among the objects
     :raises TaskFailed: ``details``: fault (its type), task (its moid)
     :raises TimedOut: ``details``: task, task_state (``running``, ``cancelled``, ...)
     """
     told = _wait(c, [task], beside or {}, timeout, on_progress, on_timeout)
     result = told[task].get("info.result")
-    return result if beside is None else (result, {obj: told[obj] for obj in beside})
+    return result if beside is None else (result, told)
 
 
 def wait_all(c: Connection, tasks: Sequence[Any], *, timeout: float, on_timeout: str = "leave") -> list[Any]:

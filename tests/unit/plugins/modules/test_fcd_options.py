@@ -30,7 +30,10 @@ def test_one_disk_is_chosen_once(name, args, message):
     [
         ({"state": "attached"}, "vm"),
         ({"state": "attached", "vm": {}}, "one of the following is required: name, uuid, moid"),
-        ({"state": "attached", "vm": {"name": "a", "moid": "vm-1"}}, "mutually exclusive: name|uuid|moid"),
+        (
+            {"state": "attached", "vm": {"name": "a", "moid": "vm-1"}},
+            "mutually exclusive: name|uuid|moid|inventory_path",
+        ),
         ({"capacity": "lots"}, "capacity is no size: lots"),
         ({"capacity": "0"}, "more than nothing"),
         ({"provisioning": "fat"}, "value of provisioning must be one of"),

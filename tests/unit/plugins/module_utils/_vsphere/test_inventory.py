@@ -29,6 +29,10 @@ def test_a_name_may_be_given_either_way(stored, given_name):
     assert inventory.same_name(stored, given_name)
 
 
+def test_nothing_else_is_an_escape():
+    assert inventory.unescape("50%20off %ff") == "50%20off %ff"
+
+
 def test_names_are_compared_whole_and_with_case():
     assert not inventory.same_name("web01", "web0")
     assert not inventory.same_name("web01", "WEB01")
