@@ -422,6 +422,14 @@ class Lab:
         """End all sessions as an idle time-out would; returns how many."""
         return self.call("expire_sessions")
 
+    def solution_user(self, name: str, certificate: str) -> None:
+        """Make a user of Single Sign-On who has a key instead of a password. ``certificate`` is PEM."""
+        self.call("solution_user", name=name, certificate=certificate)
+
+    def saml_token(self, user: str | None = None, seconds: int = 600, audience: str = "") -> str:
+        """A bearer token, good for so many seconds; negative: that has expired."""
+        return self.call("saml_token", user=user or self.username, seconds=seconds, audience=audience)
+
     def drop_connections(self) -> int:
         """Reset all open connections to the vCenter; returns how many."""
         return self.call("drop_connections")

@@ -37,6 +37,8 @@ func (s *sim) controlMux() http.Handler {
 	handle("requests", typed(s.requests))
 	handle("sessions", typed(func(struct{}) (any, error) { return s.sessions(), nil }))
 	handle("expire_sessions", typed(func(struct{}) (any, error) { return s.expireSessions(), nil }))
+	handle("solution_user", typed(s.sts.addSolutionUser))
+	handle("saml_token", typed(s.sts.tokenVerb))
 	handle("drop_connections", typed(func(struct{}) (any, error) { return s.connections.drop(), nil }))
 	handle("knobs", s.setKnobs)
 	handle("create_vm", typed(s.createVMVerb))

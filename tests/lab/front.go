@@ -80,6 +80,12 @@ func (s *sim) front(next http.Handler) http.Handler {
 			if s.misbehave(w, s.rules.call(method, objects...)) {
 				return
 			}
+			if method == "LoginByToken" {
+				if err := s.sts.admits(body); err != nil {
+					soapFault(w, &types.InvalidLogin{}, "Cannot complete login: "+err.Error())
+					return
+				}
+			}
 			over := s.collectors.attend(r, method, string(match[2]), session)
 			defer over()
 		case strings.HasPrefix(r.URL.Path, "/folder/"):
@@ -174,7 +180,7 @@ func (c *counts) add(method, session string) {
 	c.Total++
 	c.Methods[method]++
 	c.Sessions[session]++
-	if method == "Login" {
+	if method == "Login" || method == "LoginByToken" {
 		c.Logins++
 	}
 }

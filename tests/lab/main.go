@@ -111,6 +111,7 @@ func start(o options) (*lab, error) {
 	json := newVIJSON(s.front(service.ServeMux), strings.Split(o.viReleases, ","))
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
+	service.ServeMux.Handle(stsPath, s.sts)
 	service.RegisterSDK(s.vslmRegistry())
 	service.RegisterSDK(s.pbm, pbmSDK)
 	server := service.NewServer()

@@ -4,10 +4,12 @@
 package main
 
 import (
+	"crypto/x509"
 	"log"
 	"net"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +40,7 @@ type sim struct {
 	fcds        fcds
 	nfc         *nfc
 	library     *vddk // none in a lab without listeners
+	sts         *sts
 	pbm         *simulator.Registry
 	policies    *policies
 	knobsMu     sync.Mutex
@@ -53,6 +56,7 @@ func newSim(service *simulator.Service, root types.ManagedObjectReference, o opt
 	s.settings = defaultKnobs()
 	s.disks.files, s.disks.roots = map[string]*disk{}, map[string]string{}
 	s.fcds.byID = map[string]*fcd{}
+	s.sts = &sts{s: s, users: map[string]*x509.Certificate{}}
 	s.pbm = s.pbmRegistry()
 	for _, e := range s.reg.All("Datastore") {
 		datastore := e.(*simulator.Datastore)
@@ -229,10 +233,7 @@ func (w *watcher) guard(t *simulator.Task) {
 
 // sessionActive tells whether a SOAP session's cookie is good.
 func (s *sim) sessionActive(id string) bool {
-	m := s.reg.SessionManager()
-	res := m.SessionIsActive(s.context(), &types.SessionIsActive{This: m.Self, SessionID: id, UserName: s.user})
-	body, ok := res.(*methods.SessionIsActiveBody)
-	return ok && body.Res != nil && body.Res.Returnval
+	return slices.ContainsFunc(s.sessions(), func(session types.UserSession) bool { return session.Key == id })
 }
 
 // sessions lists the SOAP sessions.

@@ -41,7 +41,7 @@ _FAULT = re.compile(r"<(?:[\w.-]+:)?(faultcode|faultstring)\b[^>]*>([^<]*)<")
 
 def bearer_token(endpoint: Endpoint) -> str:
     """A token for user name and password; raises AuthenticationFailed if the service refuses them."""
-    token: str = _client(endpoint, None).get_bearer_saml_assertion(endpoint.username, endpoint.password)
+    token: str = _client(endpoint).get_bearer_saml_assertion(endpoint.username, endpoint.password)
     return token
 
 
@@ -52,10 +52,10 @@ def holder_token(endpoint: Endpoint, certificate: str, key: str) -> str:
     :param key: PEM file of its private key, RSA and not encrypted
     """
     for path in (certificate, key):
-        _readable(path)
+        _content(path, path)
     try:
-        token: str = _client(endpoint, (certificate, key)).get_hok_saml_assertion(certificate, key)
-    except (ValueError, TypeError) as error:  # of reading the key
+        token: str = _client(endpoint).get_hok_saml_assertion(certificate, key)
+    except (ValueError, TypeError, OSError) as error:  # of reading the key
         raise InvalidInput(
             f"{certificate} and {key} cannot be used: {error}.", "Give PEM files of an RSA key that is not encrypted."
         ) from error
@@ -65,10 +65,9 @@ def holder_token(endpoint: Endpoint, certificate: str, key: str) -> str:
 def given_token(text: str) -> str:
     """The token in ``text``, or in the file that it names; raises InvalidInput if it is none."""
     if not _ASSERTION.search(text):
-        text = _readable(text.strip(), " (or give the token itself)")
+        text = _content(text.strip(), "The file that the option token names")  # which may be a token that was cut off
     found = _ASSERTION.search(text)
     if not found:
-        # The text may be a secret.
         raise InvalidInput("The option token holds no SAML token.", "Give it a SAML 2.0 assertion as XML, or its file.")
     return text[found.start() :].strip()
 
@@ -118,17 +117,17 @@ def _library() -> Any:
     return sso
 
 
-def _client(endpoint: Endpoint, certificate: tuple[str, str] | None) -> Any:
+def _client(endpoint: Endpoint) -> Any:
     client = _library().SsoAuthenticator(f"https://{endpoint.address}{PATH}")
-    client.perform_request = functools.partial(_send, endpoint, certificate)
+    client.perform_request = functools.partial(_send, endpoint)
     return client
 
 
-def _send(endpoint: Endpoint, certificate: tuple[str, str] | None, message: str, *unused: Any) -> bytes:
+def _send(endpoint: Endpoint, message: str, *unused: Any) -> bytes:
     """Send a message to the service; takes the place of ``SsoAuthenticator.perform_request``."""
     http = JsonHttp(endpoint)
     try:
-        response = http.send("POST", PATH, data=message.encode(), headers=_HEADERS, cert=certificate)
+        response = http.send("POST", PATH, data=message.encode(), headers=_HEADERS)
     finally:
         http.close()
     if response.ok:
@@ -148,12 +147,11 @@ def _send(endpoint: Endpoint, certificate: tuple[str, str] | None, message: str,
     )
 
 
-def _readable(path: str, hint: str = "") -> str:
+def _content(path: str, named: str) -> str:
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as file:
             return file.read()
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or type(error).__name__
-        # The path may be a token that was cut off.
-        named = path if len(path) < 256 and "\n" not in path else "The file"
-        raise InvalidInput(f"{named} cannot be read: {cause}.", f"Give the path of a PEM or XML file{hint}.") from None
+        # Without its cause, which would show the path.
+        raise InvalidInput(f"{named} cannot be read: {cause}.", "Give the path of a file that is readable.") from None
