@@ -17,7 +17,7 @@ description:
   - Returns the snapshots of a virtual machine as a flat list and as a tree, with their age, depth, size, stamp, and
     their disks with change IDs.
   - Without O(name), O(uuid) or O(moid) it does so for many virtual machines, namely for those that fit all of O(vms),
-    O(folder), O(cluster) and O(datacenter) that are set, or for all of the inventory.
+    O(folder), O(cluster), O(datacenter) and O(tags) that are set, or for all of the inventory.
   - The number of requests depends neither on the number of virtual machines nor on that of snapshots, apart from
     answers of more than 500 objects, which come in pages. A virtual machine that cannot be read is listed with the
     reason and does not keep the others from being read.
@@ -38,6 +38,18 @@ options:
     description:
       - Name or path of a cluster, or of a host that is in none. Only virtual machines on it are taken.
     type: str
+  tags:
+    description:
+      - Tags as C(category:name), or their IDs. Only virtual machines that have them are taken.
+      - Needs the Automation API of vCenter 7.0 Update 2 or later.
+    type: list
+    elements: str
+  tag_match:
+    description:
+      - Whether a virtual machine needs V(all) of the O(tags) or V(any) of them.
+    type: str
+    choices: [all, any]
+    default: all
   include_empty:
     description:
       - Whether RV(virtual_machines) also lists those without a snapshot that is meant.
@@ -151,6 +163,15 @@ EXAMPLES = r"""
     larger_than: 10G
     creators: true
     disks: false
+  delegate_to: localhost
+
+- name: Look at some virtual machines with a tag
+  holdfast.backup.vm_snapshot_info:
+    hostname: vcenter.example.com
+    username: backup@vsphere.local
+    password: "{{ vcenter_password }}"
+    vms: [web01, db01, vm-42]
+    tags: ["backup:nightly"]
   delegate_to: localhost
 """
 
@@ -509,6 +530,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     vm_selection,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_filters import (
@@ -518,6 +540,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
     totals,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_records import Details, base, describe
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.tags import Tags
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -551,6 +574,7 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
         recursive=params["folder_recursive"],
         cluster=params["cluster"],
         datacenter=params["datacenter"],
+        moids=_tagged(c, params),
         selections=params["vms"],
     )
     found = fleet.survey(c, choice, snapshot_tasks.STATE_PROPERTIES)
@@ -587,6 +611,15 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
         },
         "vmware_all_snapshots_info": list(_flat(entries)),
     }
+
+
+def _tagged(c: Connection, params: Mapping[str, Any]) -> frozenset[str] | None:
+    """Managed object IDs of the VMs with the tags; None if no tags are asked for."""
+    if not params["tags"]:
+        return None
+    with Automation(c) as api:
+        tags = Tags(api)
+        return tags.holders(tags.need(params["tags"]), every=params["tag_match"] == "all")
 
 
 def _entry(
@@ -659,6 +692,8 @@ def main() -> None:
             "vms": {"type": "list", "elements": "raw"},
             "folder_recursive": {"type": "bool", "default": True},
             "cluster": {"type": "str"},
+            "tags": {"type": "list", "elements": "str"},
+            "tag_match": {"type": "str", "choices": ["all", "any"], "default": "all"},
             "include_empty": {"type": "bool", "default": False},
             "snapshot_name": {"type": "str"},
             "snapshot_id": {"type": "int"},
@@ -679,7 +714,7 @@ def main() -> None:
         mutually_exclusive=[
             ("snapshot_name", "snapshot_id", "snapshot_moid"),
             (*VM_KEYS, "vms"),
-            *((one, many) for one in VM_KEYS for many in ("cluster",)),
+            *((one, many) for one in VM_KEYS for many in ("cluster", "tags")),
         ],
     )
 

@@ -15,7 +15,12 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas as arithmetic
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import change_tracking_tasks, reverts, tasks
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    change_tracking_tasks,
+    reverts,
+    task_history,
+    tasks,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
@@ -499,7 +504,7 @@ def test_a_revert_that_the_change_ids_do_not_tell_of(guest, monkeypatch):
 
 
 def test_tasks_are_read_page_by_page(guest, monkeypatch):
-    monkeypatch.setattr(reverts, "PAGE", 2)
+    monkeypatch.setattr(task_history, "PAGE", 2)
     vm = guest()
     with Connection(Endpoint(**vm.lab.module_args())) as c:
         reverted = vim.vm.Snapshot(vm.snapshot(), c.stub).RevertToSnapshot_Task()

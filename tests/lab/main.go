@@ -112,6 +112,8 @@ func start(o options) (*lab, error) {
 	service.ServeMux.Handle("/sdk/vim25/", json)
 	service.ServeMux.Handle(viSystem, json)
 	service.ServeMux.Handle(stsPath, s.sts)
+	service.ServeMux.HandleFunc(apiSession, s.sessionAPI)
+	service.ServeMux.Handle(taggingPath, s.taggingAPI())
 	service.RegisterSDK(s.vslmRegistry())
 	service.RegisterSDK(s.pbm, pbmSDK)
 	server := service.NewServer()

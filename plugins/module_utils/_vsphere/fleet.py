@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_name
@@ -100,7 +100,10 @@ def survey(c: Connection, choice: Choice, properties: Iterable[str]) -> Survey:
         vim.ServiceInstance: ["serverClock"],
     }
     with contextlib.ExitStack() as open_views:
-        views = [[open_views.enter_context(_view(c, place)) for place in condition] for condition in conditions]
+        views = [
+            [open_views.enter_context(c.view(place, [vim.VirtualMachine])) for place in condition]
+            for condition in conditions
+        ]
         specs = [*(_members(views[0]) if views else _named(c, choice.moids)), server(c)]
         if places is None:
             specs.append(Places.spec(c))
@@ -245,11 +248,6 @@ def _conditions(c: Connection, choice: Choice, places: Places | None) -> list[li
     if choice.cluster:
         conditions.append([places.named(vim.ComputeResource, choice.cluster, datacenter)])
     return conditions or [[datacenter]]
-
-
-@contextlib.contextmanager
-def _view(c: Connection, place: Any) -> Iterator[Any]:
-    yield c.read(c.content.viewManager.CreateContainerView, place, [vim.VirtualMachine], True)
 
 
 def _inside(c: Connection, views: Sequence[Any]) -> set[Any]:

@@ -11,44 +11,29 @@ there were hosts on which it went on as if nothing had happened, and its answers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import task_history
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
 MARGIN = timedelta(minutes=5)  # by which the clocks of a host and of vCenter may differ
-PAGE = 500
 
 
 def newest(c: Connection, vm: Any, after: datetime) -> datetime | None:
     """When the VM was last reverted after that moment, or shortly before; None if no such task is remembered.
 
-    vCenter keeps its tasks for thirty days unless told otherwise. A host without vCenter is not asked: it
-    forgets them within minutes.
+    A host without vCenter is not asked.
 
     :raises BackupError: vCenter does not tell
     """
     if not c.is_vcenter:
         return None
-    only = vim.TaskFilterSpec
-    wanted = only(
-        entity=only.ByEntity(entity=vm, recursion="self"),
-        time=only.ByTime(timeType="queuedTime", beginTime=after - MARGIN),
-    )
-    collector = c.call(c.content.taskManager.CreateCollectorForTasks, wanted)
-    try:
-        # "vm.Snapshot.revert", "VirtualMachine.revertToCurrentSnapshot"
-        reverts = [task.queueTime for task in _all(c, collector) if "revert" in task.descriptionId.lower()]
-    finally:
-        c.call(collector.DestroyCollector)
+    # "vm.Snapshot.revert", "VirtualMachine.revertToCurrentSnapshot"
+    reverts = [
+        task.queueTime
+        for page in task_history.pages(c, vm, after - MARGIN)
+        for task in page
+        if "revert" in task.descriptionId.lower()
+    ]
     return max(reverts, default=None)
-
-
-def _all(c: Connection, collector: Any) -> Iterator[Any]:
-    """The tasks of a collector, page by page."""
-    page = None
-    while page is None or len(page) == PAGE:
-        page = c.call(collector.ReadNextTasks, PAGE)
-        yield from page

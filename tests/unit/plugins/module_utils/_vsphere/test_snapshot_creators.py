@@ -21,6 +21,7 @@ def task(**values):
         "reason": vim.TaskReasonUser(userName="VSPHERE.LOCAL\\anna"),
         "entity": vim.VirtualMachine("vm-1"),
         "startTime": NOON,
+        "state": "success",
         "completeTime": NOON + timedelta(seconds=20),
         "result": vim.vm.Snapshot("snapshot-1"),
     }
@@ -61,6 +62,7 @@ def test_without_a_result_the_time_tells_if_it_tells_one():
     "other",
     [
         {"descriptionId": "VirtualMachine.removeSnapshot"},
+        {"state": "error", "result": None},
         {"result": vim.vm.Snapshot("snapshot-9")},
         {"reason": vim.TaskReasonSystem()},
         {"result": None, "entity": vim.VirtualMachine("vm-9")},
