@@ -70,8 +70,11 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
 from ansible_collections.holdfast.backup.plugins.module_utils._options import duration
 
-HOUR, DAY = 3600, 86400
-MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
+HOUR = 3600
+DAY = 24 * HOUR
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
 AGE_TICKS = (
     (HOUR, "1 h"),
     (DAY, "1 d"),
