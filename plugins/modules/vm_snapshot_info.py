@@ -513,7 +513,6 @@ vmware_all_snapshots_info:
   sample: []
 """
 
-from dataclasses import replace
 from typing import Any, Iterable, Iterator, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
@@ -580,11 +579,10 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
     found = fleet.survey(c, choice, snapshot_tasks.STATE_PROPERTIES)
     states = {one.vm: snapshot_tasks.state_of(one.properties) for one in found.machines}
     # Most VMs have no snapshot that is meant, and need not be looked at any closer.
-    early = replace(wanted, larger_than=None)
     near = [
         one
         for one in found.machines
-        if any(early.matches(base(snapshot, found.clock), _names(one)) for snapshot in states[one.vm].snapshots)
+        if any(wanted.matches(base(snapshot, found.clock), _names(one)) for snapshot in states[one.vm].snapshots)
     ]
     nearer = {one.vm: states[one.vm].snapshots for one in near}
     records = describe(c, nearer, _details(params), start=c.content.rootFolder, now=found.clock)

@@ -97,6 +97,12 @@ def test_which_virtual_machines(stock, choice, found):
     assert stock.found(**choice) == found
 
 
+def test_all_conditions_on_the_place_must_fit(stock, monkeypatch):
+    web = sdk.vim.VirtualMachine(stock.moid("web"))
+    monkeypatch.setattr(fleet, "_inside", lambda c, views: {web})  # as if nothing else were on the cluster
+    assert stock.found(folder="production", cluster="DC0_C0") == only("web")
+
+
 def test_virtual_machines_by_any_of_their_ids(stock):
     web, db, lone = (stock.vms[name] for name in ("web", "db", "lone"))
     by_text = [web["moid"], db["instance_uuid"].upper(), lone["uuid"]]
@@ -152,6 +158,16 @@ def test_all_there_is_to_know(stock):
     assert by_name["by a task"]["creator"] == "backup@vsphere.local"
     assert (by_name["ours"]["owner"], by_name["ours"]["expired"]) == ("ours", True)
     assert by_name["ours"]["stamp"]["job"] == "nightly"
+
+
+def test_disks_of_snapshots_at_any_depth(stock):
+    tower = stock.lab.create_vm("tower", disks=[MIB, MIB])
+    for name in "abcd":
+        stock.lab.take_snapshot(tower["moid"], name)
+    result = stock.run(moid=tower["moid"])
+    stock.lab.destroy_vm(tower["moid"])
+    assert [(one["depth"], len(one["disks"])) for one in result["snapshots"]] == [(1, 2), (2, 2), (3, 2), (4, 2)]
+    assert result["guest_snapshots"] == {"current_snapshot": result["snapshots"][3], "snapshots": result["snapshots"]}
 
 
 def test_totals_and_rows(stock):

@@ -43,10 +43,6 @@ class Filter:
             if name not in FIELDS:
                 raise InvalidInput(f"There is no filter {name}.", f"There are {', '.join(FIELDS)}.")
 
-    @property
-    def needs_sizes(self) -> bool:
-        return self.larger_than is not None
-
     def matches(self, record: Mapping[str, Any], vm: Mapping[str, Any]) -> bool:
         """Whether a snapshot is meant.
 
