@@ -16,7 +16,7 @@ author:
 description:
   - Returns the snapshots of a virtual machine as a flat list and as a tree, with their age, depth, size, stamp, and
     their disks with change IDs.
-  - Without O(name), O(uuid) or O(moid) it does so for many virtual machines, namely for those that fit all of O(vms),
+  - Without O(name), O(inventory_path), O(uuid) or O(moid) it does so for many, namely for those that fit all of O(vms),
     O(folder), O(cluster), O(datacenter) and O(tags) that are set, or for all of the inventory.
   - The number of requests depends neither on the number of virtual machines nor on that of snapshots, apart from
     answers of more than 500 objects, which come in pages. A virtual machine that cannot be read is listed with the
@@ -132,7 +132,8 @@ extends_documentation_fragment:
 seealso:
   - module: holdfast.backup.vm_snapshot
 notes:
-  - Exactly one of O(name), O(uuid) and O(moid) chooses one virtual machine; with none of them the module looks at many.
+  - O(name), O(inventory_path), O(uuid) or O(moid) chooses one virtual machine. With none of them the module looks at
+    many.
   - Privileges needed are C(System.View) and C(System.Read) on the virtual machines and the folders above them, and for
     O(creators) on the root folder.
 """

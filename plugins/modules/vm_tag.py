@@ -49,7 +49,6 @@ extends_documentation_fragment:
 seealso:
   - module: holdfast.backup.vm_snapshot_info
 notes:
-  - Exactly one of O(name), O(uuid) and O(moid) is needed.
   - Needs the Automation API of vCenter 7.0 Update 2 or later. A host on its own has no tags.
   - Privileges needed are C(InventoryService.Tagging.AttachTag) on the tags and C(System.Read) on the virtual machine,
     and for O(create=true) C(InventoryService.Tagging.CreateTag) and C(InventoryService.Tagging.CreateCategory).

@@ -227,7 +227,9 @@ class Places:
         spellings = {f"/{wanted.strip('/')}"}
         if not wanted.startswith("/"):
             centers = [datacenter] if datacenter else [one for one in self._read if isinstance(one, vim.Datacenter)]
-            spellings |= {f"{self.path(center)}/vm/{wanted.strip('/')}" for center in centers}
+            spellings |= {
+                f"{self.path(center)}{root}/{wanted.strip('/')}" for center in centers for root in ("/vm", "")
+            }
         found = [one for one in self._read if isinstance(one, vim.Folder) and self.path(one) in spellings]
         if not found:
             raise NotFound(

@@ -57,6 +57,7 @@ def test_paths_are_as_people_see_them():
         ("/west/vm/web", None, {"west-web"}),
         ("west/vm/web/", None, {"west-web"}),
         ("web/a/b", None, {"deep"}),
+        ("vm/web", WEST, {"west-web"}),
         ("/site/east/vm", None, {"east-vm"}),
     ],
 )
