@@ -9,12 +9,11 @@ Each group has a documentation fragment of the same name (``VCENTER`` - ``holdfa
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, Mapping
 
 from ansible.module_utils.basic import env_fallback
+from ansible_collections.holdfast.backup.plugins.module_utils import _durations
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import OptionGroup
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Endpoint
@@ -115,18 +114,4 @@ def optional(group: OptionGroup) -> OptionGroup:
     return replace(group, mutually_exclusive=[], required_one_of=[])
 
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def duration(text: str) -> timedelta:
-    """A length of time from ``3600`` (seconds), ``90m``, ``36h``, ``7d`` or ``1d12h``; raises InvalidInput."""
-    given = text.strip().lower()
-    if re.fullmatch(r"[0-9]+", given):
-        given += "s"
-    parts = re.findall(r"([0-9]+)([smhdw])", given)
-    if not parts or "".join(number + unit for number, unit in parts) != given:
-        raise InvalidInput(f"{text!r} is not a length of time.", "Write seconds, or a form like 90m, 36h, 7d or 1d12h.")
-    try:
-        return sum((timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts), timedelta())
-    except OverflowError as error:
-        raise InvalidInput(f"{text!r} is too long a time.", "Write something below some thousand years.") from error
+duration = _durations.duration  # for modules that look for it here yet

@@ -247,12 +247,12 @@ from datetime import datetime, timezone
 from typing import Any, Iterable
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     FCD,
     VCENTER,
-    duration,
     endpoint,
     fcd_selection,
 )

@@ -13,7 +13,7 @@ author:
   - The holdfast.backup authors (@holdfast-backup)
 description:
   - Deletes the restore points that no rule keeps, of all virtual machines and first class disks of a repository or of
-    one.
+    one. Of a first class disk these are its own, not those of virtual machines that hold it.
   - A restore point can go although later ones stand on it. What they need of it is merged into new images, which are
     proven and then put in place at once. No image is ever changed in place, and the virtual machine is not read.
   - The newest restore point of a chain that has grown long, or old, gets full images made from the chain.
@@ -32,36 +32,8 @@ extends_documentation_fragment:
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
   - holdfast.backup.attributes.local
+  - holdfast.backup.repository_object
 options:
-  repository:
-    description: The directory of the repository.
-    type: path
-    required: true
-  name:
-    description:
-      - The virtual machine of this name, as recorded in its newest restore point
-        or, when no newest one has the name, in any.
-    type: str
-  moid:
-    description: The virtual machine of this managed object ID, found like O(name).
-    type: str
-  instance_uuid:
-    description: The virtual machine of this instance UUID.
-    type: str
-  vm:
-    description: The virtual machine as other modules return it; its C(instance_uuid) counts.
-    type: dict
-  fcd_id:
-    description: The first class disk of this ID, with its own restore points only.
-    type: str
-  fcd_name:
-    description:
-      - The first class disk of this name, as recorded in its newest restore point or, when no newest one has the name,
-        in any. Then as O(fcd_id).
-    type: str
-  fcd:
-    description: The first class disk as other modules return it; its C(id) counts, as O(fcd_id).
-    type: dict
   keep_last:
     description:
       - Keep so many of the newest restore points. Here and in the other rules that count, V(0) is off and V(-1) keeps
@@ -457,6 +429,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.listin
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.manifest import Owner, Vm
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.pruning import Outcome, Report
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.retention import PERIODS, Rules
+from ansible_collections.holdfast.backup.plugins.module_utils._repository_options import REPOSITORY_OBJECT
 
 _RULES: dict[str, dict[str, Any]] = {
     **{f"keep_{period}": {"type": "int", "default": 0} for period in PERIODS},
@@ -465,14 +438,6 @@ _RULES: dict[str, dict[str, Any]] = {
 }
 _MATCHES = ("name", "instance_uuid", "fcd_name", "fcd_id")
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    "repository": {"type": "path", "required": True},
-    "name": {"type": "str"},
-    "moid": {"type": "str"},
-    "instance_uuid": {"type": "str"},
-    "vm": {"type": "dict"},
-    "fcd_id": {"type": "str"},
-    "fcd_name": {"type": "str"},
-    "fcd": {"type": "dict"},
     **_RULES,
     "semantics": {"type": "str", "choices": list(retention.SEMANTICS), "default": retention.RESTIC},
     "timezone": {"type": "str", "default": "UTC"},
@@ -624,7 +589,7 @@ def main() -> None:
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "fcd_id", "fcd_name", "fcd")],
+        groups=(REPOSITORY_OBJECT,),
     )
 
 

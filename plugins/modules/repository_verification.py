@@ -14,6 +14,7 @@ author:
 description:
   - Verifies the files of restore points, an image that several of them share only once, and stores what it finds beside
     them. M(holdfast.backup.restore_point_info) shows it.
+  - For a first class disk, restore points of virtual machines that hold it as one of their disks are verified, too.
   - What was never verified, or not for longest, comes first. With O(max_seconds) or O(max_bytes) a nightly job works
     through a repository of any size, a part each night.
   - Fails at its end when any damage is known, and tells what is lost by it and what can still be restored. The next
@@ -28,38 +29,8 @@ extends_documentation_fragment:
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
   - holdfast.backup.attributes.local
+  - holdfast.backup.repository_object
 options:
-  repository:
-    description: The directory of the repository.
-    type: path
-    required: true
-  name:
-    description:
-      - The virtual machine of this name, as recorded in its newest restore point
-        or, when no newest one has the name, in any.
-    type: str
-  moid:
-    description: The virtual machine of this managed object ID, found like O(name).
-    type: str
-  instance_uuid:
-    description: The virtual machine of this instance UUID.
-    type: str
-  vm:
-    description: The virtual machine as other modules return it; its C(instance_uuid) counts.
-    type: dict
-  fcd_id:
-    description:
-      - The first class disk of this ID. Restore points of virtual machines that hold it as one of their disks are
-        verified too.
-    type: str
-  fcd_name:
-    description:
-      - The first class disk of this name, as recorded in its newest restore point or, when no newest one has the name,
-        in any. Then as O(fcd_id).
-    type: str
-  fcd:
-    description: The first class disk as other modules return it; its C(id) counts, as O(fcd_id).
-    type: dict
   level:
     description:
       - V(structure) sees that all files are there and have their sizes, that every image stands on the right one, and
@@ -255,24 +226,17 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, RepositoryError
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
-from ansible_collections.holdfast.backup.plugins.module_utils._options import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.batches import Batch, Outcome, Wanted
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection
+from ansible_collections.holdfast.backup.plugins.module_utils._repository_options import REPOSITORY_OBJECT
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    "repository": {"type": "path", "required": True},
-    "name": {"type": "str"},
-    "moid": {"type": "str"},
-    "instance_uuid": {"type": "str"},
-    "vm": {"type": "dict"},
-    "fcd_id": {"type": "str"},
-    "fcd_name": {"type": "str"},
-    "fcd": {"type": "dict"},
     "level": {"type": "str", "choices": list(records.LEVELS[1:]), "default": records.CONTENT},
     "max_seconds": {"type": "int", "default": 0},
     "max_bytes": {"type": "bytes", "default": "0"},
@@ -356,7 +320,7 @@ def main() -> None:
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("name", "moid", "instance_uuid", "vm", "fcd_id", "fcd_name", "fcd")],
+        groups=(REPOSITORY_OBJECT,),
     )
 
 

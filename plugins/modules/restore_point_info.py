@@ -12,7 +12,8 @@ version_added: 1.0.0
 author:
   - The holdfast.backup authors (@holdfast-backup)
 description:
-  - Lists the restore points of a repository, of all virtual machines and first class disks or of one.
+  - Lists the restore points of a repository, of all virtual machines and first class disks or of one. Restore points of
+    virtual machines that hold the first class disk as one of their disks are listed with its own.
   - Verifies them on request, with the images that they stand on. A damaged restore point is listed
     with what is wrong with it.
   - Only complete restore points are seen. Nothing is written, and no lock is taken or waited for.
@@ -22,40 +23,10 @@ extends_documentation_fragment:
   - holdfast.backup.attributes
   - holdfast.backup.attributes.reads
   - holdfast.backup.attributes.local
+  - holdfast.backup.repository_object
 options:
-  repository:
-    description: The directory of the repository.
-    type: path
-    required: true
-  name:
-    description:
-      - The virtual machine of this name, as recorded in its newest restore point
-        or, when no newest one has the name, in any.
-    type: str
-  moid:
-    description: The virtual machine of this managed object ID, found like O(name).
-    type: str
-  instance_uuid:
-    description: The virtual machine of this instance UUID.
-    type: str
-  vm:
-    description: The virtual machine as other modules return it; its C(instance_uuid) counts.
-    type: dict
-  fcd_id:
-    description:
-      - The first class disk of this ID. Restore points of virtual machines that hold it as one of their disks are
-        listed too.
-    type: str
-  fcd_name:
-    description:
-      - The first class disk of this name, as recorded in its newest restore point or, when no newest one has the name,
-        in any. Then as O(fcd_id).
-    type: str
-  fcd:
-    description: The first class disk as other modules return it; its C(id) counts, as O(fcd_id).
-    type: dict
   id:
-    description: This restore point.
+    description: This restore point; not to be used with an option that names a machine or disk.
     type: str
   as_of:
     description:
@@ -320,16 +291,9 @@ from ansible_collections.holdfast.backup.plugins.module_utils._repository.verifi
     Report,
     Verifier,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._repository_options import REPOSITORY_OBJECT
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    "repository": {"type": "path", "required": True},
-    "name": {"type": "str"},
-    "moid": {"type": "str"},
-    "instance_uuid": {"type": "str"},
-    "vm": {"type": "dict"},
-    "fcd_id": {"type": "str"},
-    "fcd_name": {"type": "str"},
-    "fcd": {"type": "dict"},
     "id": {"type": "str"},
     "as_of": {"type": "str"},
     "newest": {"type": "bool", "default": False},
@@ -415,10 +379,8 @@ def main() -> None:
     run_module(
         run,
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[
-            ("name", "moid", "instance_uuid", "vm", "fcd_id", "fcd_name", "fcd", "id"),
-            ("id", "as_of"),
-        ],
+        groups=(REPOSITORY_OBJECT,),
+        mutually_exclusive=[("id", other) for other in (*REPOSITORY_OBJECT.mutually_exclusive[0], "as_of")],
     )
 
 

@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from datetime import timedelta
+import subprocess
+import sys
 
 import pytest
 import yaml
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.holdfast.backup.plugins.module_utils import _options
+from ansible_collections.holdfast.backup.plugins.module_utils import _options, _repository_options
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import OptionGroup
-from hypothesis import given
-from hypothesis import strategies as st
 
-GROUPS = {name: value for name, value in vars(_options).items() if isinstance(value, OptionGroup)}
+GROUPS = {
+    name: value
+    for module in (_options, _repository_options)
+    for name, value in vars(module).items()
+    if isinstance(value, OptionGroup)
+}
 
 
 def fragment(name):
@@ -32,7 +35,7 @@ def as_documented(spec):
 
 
 def test_there_are_groups():
-    assert set(GROUPS) >= {"VCENTER", "VM"}
+    assert set(GROUPS) >= {"VCENTER", "VM", "REPOSITORY_OBJECT"}
 
 
 @pytest.mark.parametrize("name", sorted(GROUPS))
@@ -88,21 +91,10 @@ def test_a_session_needs_a_server_and_nobody():
         _options.endpoint({**with_session, "hostname": None})
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("3600", 3600), ("90m", 5400), ("36h", 129600), ("7d", 604800), ("2w", 1209600), ("1d12h", 129600), (" 5S ", 5)],
-)
-def test_duration(text, seconds):
-    assert _options.duration(text) == timedelta(seconds=seconds)
-
-
-@pytest.mark.parametrize("text", ["", "h", "1x", "-1", "1.5h", "1h 2m", "h1", "1hh", "1d-1h", "99999999999w", "٣h"])
-def test_what_is_no_duration(text):
-    with pytest.raises(InvalidInput):
-        _options.duration(text)
-
-
-@given(st.text())
-def test_any_text_is_a_duration_or_refused(text):
-    with contextlib.suppress(InvalidInput):
-        assert _options.duration(text) >= timedelta()
+def test_modules_without_a_vcenter_load_nothing_of_vsphere():
+    """They run where pyVmomi need not be installed, and start faster."""
+    modules = ("repository_retention", "repository_verification", "restore_point", "restore_point_info")
+    names = ", ".join(f"ansible_collections.holdfast.backup.plugins.modules.{module}" for module in modules)
+    program = f"import sys, {names}; print([name for name in sys.modules if 'pyVmomi' in name or '._vsphere' in name])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
