@@ -20,7 +20,12 @@ from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import CopyFailed, Damaged, InvalidInput, NoSpace
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import CLUSTER, chain_name, discarding_name
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.servers import (
+    CLUSTER,
+    bound_to_us,
+    chain_name,
+    discarding_name,
+)
 
 _LONGEST_CHAIN = 256
 
@@ -147,7 +152,7 @@ def edit(path: str, commands: Iterable[str], check: Callable[[], None]) -> None:
     with tempfile.TemporaryFile() as script, tempfile.TemporaryFile() as said:
         script.writelines(f"{command}\n".encode() for command in commands)
         script.seek(0)
-        command = ["setpriv", "--pdeathsig=KILL", "qemu-io", "-t", "unsafe", discarding_name(path)]
+        command = bound_to_us(["qemu-io", "-t", "unsafe", discarding_name(path)])
         with subprocess.Popen(command, stdin=script, stdout=said, stderr=said) as process:
             try:
                 while True:

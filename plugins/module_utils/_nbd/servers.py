@@ -6,11 +6,15 @@
 
 A disk is served by nbdkit through a plugin, an image by qemu-nbd. All are started by nbdcopy through
 systemd's socket activation, so none of them has an address that anybody else could connect to.
+
+Each program dies with the one that started it. The kernel sees to that from the moment on in which it is asked to; a
+parent that was gone by then is noticed by comparing its process ID.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +26,11 @@ A compressed cluster must be written whole and once: QEMU refuses to write over 
 compress. 64 KiB is the largest block that an NBD server can make its client keep to, and also the
 grain of changed block tracking.
 """
+
+# $0 is the parent's process ID; where it is empty, the parent's own guard has told it, unless that has none.
+_GUARD = """test "$PPID" = "${0:-${HOLDFAST_PARENT:-$PPID}}" || exit
+export HOLDFAST_PARENT=$$
+exec "$@\""""
 
 # The copy goes through a disk from its start to its end, so a small table cache does: it covers 16 GiB, more than the
 # requests in flight of scattered changes. By default QEMU would keep, and write, slices of 4 KiB instead of whole
@@ -69,7 +78,7 @@ def disk_server(
     command += [f"parameters=-{disk.descriptor}"] if disk.descriptor is not None else []
     command += [parameter for name, parameter in filters if parameter]
     variables = [f"{name}={value}" for name, value in disk.environment.items()]
-    return ["env", *variables, *command] if variables else command
+    return _bound("TERM", ["env", *variables, *command] if variables else command)
 
 
 def image_writer(chain: Sequence[str], compress: bool = True) -> list[str]:
@@ -82,7 +91,7 @@ def image_writer(chain: Sequence[str], compress: bool = True) -> list[str]:
     # nbdcopy has left them out already.
     image = {**_qcow2(chain), "detect-zeroes": "on" if chain[1:] else "off"}
     node = {"driver": "compress", "file": image} if compress else image
-    return ["setpriv", "--pdeathsig=TERM", "qemu-nbd", "--cache=unsafe", _name(node)]
+    return _bound("TERM", ["qemu-nbd", "--cache=unsafe", _name(node)])
 
 
 def image_reader(chain: Sequence[str], size: int | None = None) -> list[str]:
@@ -93,7 +102,7 @@ def image_reader(chain: Sequence[str], size: int | None = None) -> list[str]:
     node = _qcow2(chain)
     if size is not None:
         node = {"driver": "raw", "size": size, "file": node}
-    return ["setpriv", "--pdeathsig=TERM", "qemu-nbd", "--read-only", _name(node)]
+    return _bound("TERM", ["qemu-nbd", "--read-only", _name(node)])
 
 
 def filtered(server: Sequence[str], filters: Sequence[tuple[str, str]], read_only: bool = True) -> list[str]:
@@ -121,7 +130,17 @@ def discarding_name(image: str) -> str:
 def nbdcopy(source: Sequence[str], destination: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """The command that copies from one server to another and dies with the process that starts it."""
     target = ["[", *destination, "]"] if destination else ["null:"]
-    return ["setpriv", "--pdeathsig=KILL", "nbdcopy", *options, "--", "[", *source, "]", *target]
+    return bound_to_us(["nbdcopy", *options, "--", "[", *source, "]", *target])
+
+
+def bound_to_us(command: Sequence[str]) -> list[str]:
+    """A command that this process starts, killed when this process is gone."""
+    return _bound("KILL", command, str(os.getpid()))
+
+
+def _bound(signal: str, command: Sequence[str], parent: str = "") -> list[str]:
+    """A command that gets a signal when its parent is gone, and does nothing if it was before."""
+    return ["setpriv", f"--pdeathsig={signal}", "sh", "-c", _GUARD, parent, *command]
 
 
 def _qcow2(chain: Sequence[str]) -> dict[str, Any]:
