@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, Mapping
 
 from ansible.module_utils.basic import env_fallback
-from ansible_collections.holdfast.backup.plugins.module_utils import _durations
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import OptionGroup
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Endpoint
@@ -112,6 +111,3 @@ def fcd_selection(params: Mapping[str, Any], prefix: str = "") -> dict[str, str 
 def optional(group: OptionGroup) -> OptionGroup:
     """The options of a group without the rule that one of them is needed."""
     return replace(group, mutually_exclusive=[], required_one_of=[])
-
-
-duration = _durations.duration  # for modules that look for it here yet

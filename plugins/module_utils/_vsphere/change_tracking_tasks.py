@@ -10,7 +10,6 @@ Tasks of others on the VM are let end before.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,6 @@ from typing import Any, TypeVar
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
-    NotFound,
-    TaskFailed,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
@@ -29,11 +26,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     inventory,
     snapshot_tasks,
     snapshots,
-    tasks,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.change_tracking import JOB, Plan, Step, Tracking
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
@@ -88,7 +84,7 @@ def bring_about(
     if dry or not plan.changes:
         return Outcome(plan, plan.outcome)
     if let_tasks_end(c, vm, patience):
-        properties = _read(c, vm)
+        properties = inventory.read_vm(c, vm, change_tracking.PROPERTIES)
         plan = planned(_inspected(properties))
     if plan.before.leftovers:
         clear(c, vm, patience)
@@ -96,7 +92,7 @@ def bring_about(
     # removed it would begin above that, so then it stays off, and the next run switches it on.
     refusals = [_take(c, vm, properties, step, patience, beside) for step in plan.todo]
     # Read anew: vSphere does not announce extraConfig after a snapshot changed it.
-    after = replace(_inspected(_read(c, vm)), kept=plan.before.kept)
+    after = replace(_inspected(inventory.read_vm(c, vm, change_tracking.PROPERTIES)), kept=plan.before.kept)
     refused = next((refusal for refusal in refusals if refusal), None)
     missed = None if plan.blocked else plan.missed(after)
     if missed and not refused:
@@ -199,18 +195,13 @@ def let_tasks_end(c: Connection, vm: Any, patience: Patience, kinds: Sequence[st
 
     :param kinds: only those with one of these description IDs
     """
-    collector = vmodl.query.PropertyCollector
-    from_vm = collector.TraversalSpec(type=vim.VirtualMachine, path="recentTask")
-    recent = collector.ObjectSpec(obj=vm, skip=True, selectSet=[from_vm])
-    read = c.collect([recent], {vim.Task: ["info.descriptionId", "info.state"]})
+    recent = inventory.read_vm(c, vm, along={"recentTask": ("info.descriptionId", "info.state")})["recentTask"]
     found = [
         task
-        for task, info in read.items()
+        for task, info in recent.items()
         if info.get("info.state") in ("queued", "running") and (not kinds or info.get("info.descriptionId") in kinds)
     ]
-    for task in found:
-        with contextlib.suppress(TaskFailed, NotFound):
-            patience.wait(c, task)
+    snapshot_tasks.let_end(c, found, time.monotonic() + patience.timeout)
     return bool(found)
 
 
@@ -221,16 +212,10 @@ def _in_turn(c: Connection, patience: Patience, action: Callable[[], T]) -> T:
         try:
             return action()
         except VsphereFault as error:
-            other = getattr(error.__cause__, "task", None)
-            left = deadline - time.monotonic()
-            if error.details.get("fault") != "TaskInProgress" or other is None or left <= 0:
+            other = snapshot_tasks.in_the_way(error)
+            if other is None or time.monotonic() > deadline:
                 raise
-        with contextlib.suppress(TaskFailed, NotFound):
-            tasks.wait(c, other, timeout=left)
-
-
-def _read(c: Connection, vm: Any) -> dict[str, Any]:
-    return c.retrieve([vm], {vim.VirtualMachine: [*inventory.IDENTITY, *change_tracking.PROPERTIES]})[vm]
+        snapshot_tasks.let_end(c, [other], deadline)
 
 
 def _inspected(properties: Mapping[str, Any]) -> Tracking:

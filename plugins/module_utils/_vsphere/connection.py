@@ -174,6 +174,7 @@ class Connection:
         self.given = Session.parse(endpoint.session) if endpoint.session else None
         self.shared = self.given is not None
         self.logins = 0
+        self.interrupted = False  # the server may still be answering a wait of the session's own collector
         self.login_time: datetime | None = None  # by the server's clock; of a session that was given it is not known
         self.content: Any = None
         self.stub: Any = None

@@ -120,9 +120,9 @@ class _Watch:
 
     A collector belongs to its session and serves one wait at a time. In our own session its default one will do: the
     filter ends with the session, and one of an earlier wait is not listened to. In a shared session others may wait
-    by the default one, so there, and when the connection dropped (the server may still be answering the wait that was
-    cut off), it is a collector for this alone. When the session is renewed all is gone. Whatever is opened anew
-    tells the whole state first.
+    by the default one, so there it is a collector for this alone; so it is, too, when the connection dropped or an
+    earlier wait was interrupted, as the server may still be answering what was cut off. When the session is renewed
+    all is gone. Whatever is opened anew tells the whole state first.
     """
 
     def __init__(self, c: Connection, watched: Mapping[Any, Sequence[str]]) -> None:
@@ -138,12 +138,14 @@ class _Watch:
             ],
         )
         self.complete = True  # False while the latest state has been told in part
-        self._open(alone=c.shared)
+        self._open(alone=c.shared or c.interrupted)
 
     def __enter__(self) -> _Watch:
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
+        if exc_info[0] is not None:
+            self._c.interrupted = True
         if self._is_alone:
             with contextlib.suppress(BackupError):
                 self._c.call(self._collector.DestroyPropertyCollector)
@@ -177,7 +179,7 @@ class _Watch:
 
     def _ask(self, options: Any) -> Any:
         if self._logins != self._c.logins:  # asked again, in a new session
-            self._open(alone=self._c.shared)
+            self._open(alone=self._c.shared or self._c.interrupted)
         return self._collector.WaitForUpdatesEx(self._version, options)
 
 
