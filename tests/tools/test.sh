@@ -14,7 +14,11 @@ lab_tests() { cd tests/lab && GOTOOLCHAIN=local ../../.build/bin/go test ./...; 
 
 roles() { python tests/tools/in_lab.py molecule test --all; }
 
-check "pytest" pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
-check "go test" lab_tests
-check "molecule" roles
+# Tests wait for processes, storage and each other for a third of their time, so there are twice as many as processors.
+workers=$(($(nproc) < 4 ? 2 * $(nproc) : 8))
+
+# pytest takes by far the longest; what else there is runs beside it.
+begin "go test" lab_tests
+begin "molecule" roles
+check "pytest" pytest --numprocesses $workers --dist loadfile --no-loadscope-reorder --durations 10
 finish
