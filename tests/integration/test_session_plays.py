@@ -167,7 +167,7 @@ def test_a_failed_log_in_says_why(lab, play, machines, tmp_path):
     wrong = {"username": lab.username, "password": "wrong-1"}
     login = {**LOGIN, "holdfast.backup.vcenter_session": wrong}
     background = {**LOGIN, "async": 60, "ignore_errors": True}
-    status, output = play([background, login], machines[:1])
+    status, _output = play([background, login], machines[:1])
     assert status == 2
     [never, failed] = results(tmp_path, "Log in")
     assert "async" in never["msg"]

@@ -97,3 +97,51 @@ def test_a_wrong_password_leaves_nothing(lab, args):
     assert failed["error_type"] == "AuthenticationFailed"
     assert "wrong-1" not in str(failed)
     assert lab.sessions() == []
+
+
+# what needs more than the VIM API in its own session
+
+
+@pytest.fixture
+def session(args, nobody):
+    """Options of somebody who has a session and nothing else."""
+    given = {**nobody, "session": open_session(args)["session"]}
+    yield given
+    assert end(nobody, given["session"])["outcome"] == "ended"
+
+
+def test_disks_are_copied_natively_in_a_session(lab, session, tmp_path):
+    vm = lab.create_vm(f"native-{time.monotonic_ns()}", disks=[1 << 20], tracking=True, power="poweredOn")
+    key = vm["disks"][0]["key"]
+    lab.write(vm["moid"], key, 0, b"content")
+    args = {**session, "moid": vm["moid"]}
+    taken = modules.run("vm_snapshot", {**args, "snapshot_name": "s", "stamp": {"job": "session"}})["snapshot"]["moid"]
+    copy = {**args, "snapshot": taken, "disks": [{"disk": key}], "image_dir": str(tmp_path)}
+    copy["vddk_libdir"] = lab.vddk_libdir
+    refused = modules.run("vddk_copy", {**copy, "access": "vddk"}, fail=True)
+    assert refused["error_type"] == "InvalidInput"
+    assert "VDDK logs in by itself" in refused["msg"]
+    assert list(tmp_path.iterdir()) == []
+    assert modules.run("vddk_copy", {**copy, "access": "native"})["disks"][0]["access"] == "native"
+    user = {"username": lab.username, "password": lab.password}
+    # Its own log-in in the middle of the copy leaves ours alone.
+    (tmp_path / "vddk").mkdir()
+    assert modules.run("vddk_copy", {**copy, **user, "access": "vddk", "image_dir": str(tmp_path / "vddk")})["changed"]
+    assert len(lab.sessions()) == 1
+    lab.destroy_vm(vm["moid"])
+
+
+def test_the_storage_lifecycle_service_in_a_session(lab, session):
+    disk = lab.create_fcd("in-session", 1 << 20)
+    found = modules.run("fcd_info", {**session, "id": disk["id"], "api": "vslm"})
+    assert "in-session" in str(found)
+    lab.destroy_fcd(disk["id"])
+
+
+def test_vi_json_has_sessions_of_its_own(lab, session):
+    vm = lab.create_vm(f"vi-{time.monotonic_ns()}", disks=[1 << 20], tracking=True)
+    args = {**session, "moid": vm["moid"]}
+    taken = modules.run("vm_snapshot", {**args, "snapshot_name": "s", "stamp": {"job": "vi"}})["snapshot"]["moid"]
+    refused = modules.run("disk_changed_areas", {**args, "snapshot": taken, "api": "vi_json"}, fail=True)
+    assert "VI JSON has sessions of its own" in refused["msg"]
+    lab.destroy_vm(vm["moid"])
