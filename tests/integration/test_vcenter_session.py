@@ -8,6 +8,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import AuthenticationFailed, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import sso
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
 from ansible_collections.holdfast.backup.tests import modules
 
@@ -145,3 +149,65 @@ def test_vi_json_has_sessions_of_its_own(lab, session):
     refused = modules.run("disk_changed_areas", {**args, "snapshot": taken, "api": "vi_json"}, fail=True)
     assert "VI JSON has sessions of its own" in refused["msg"]
     lab.destroy_vm(vm["moid"])
+
+
+# with the Automation API
+
+
+def test_a_session_of_the_automation_api_goes_with_it(lab, args, nobody):
+    session = open_session(args, automation=True)["session"]
+    with Connection(Endpoint(**nobody, session=session)) as c, Automation(c) as api:
+        assert isinstance(api.get("/cis/tagging/category"), list)
+    kept = open_session(args, automation=True, session=session)
+    assert kept["outcome"] == "kept"
+    assert Session.parse(kept["session"]) == Session.parse(session)
+    assert end(nobody, session)["outcome"] == "ended"
+    renewed = open_session(args, automation=True, session=session)
+    assert renewed["outcome"] == "opened"
+    assert Session.parse(renewed["session"]).rest != Session.parse(session).rest
+    end(nobody, renewed["session"])
+    assert lab.sessions() == []
+
+
+def test_a_session_gets_one_of_the_automation_api_later(lab, args, nobody):
+    plain = open_session(args)["session"]
+    with (
+        Connection(Endpoint(**nobody, session=plain)) as c,
+        pytest.raises(AuthenticationFailed, match="automation: true"),
+        Automation(c),
+    ):
+        pass
+    more = open_session(args, automation=True, session=plain)
+    assert Session.parse(more["session"]).soap == Session.parse(plain).soap
+    assert Session.parse(more["session"]).rest
+    end(nobody, more["session"])
+    assert lab.sessions() == []
+
+
+def test_the_automation_api_without_a_session(lab, args):
+    with Connection(Endpoint(**args)) as c, Automation(c) as api:
+        category = api.post(
+            "/cis/tagging/category", name="tier", description="", cardinality="SINGLE", associable_types=[]
+        )
+        assert api.get(f"/cis/tagging/category/{category}")["name"] == "tier"
+        with pytest.raises(NotFound) as caught:
+            api.get(f"/cis/tagging/category/{category}0")
+    http = lab.requests()["http"]
+    assert (http["POST /api/session"], http["DELETE /api/session"]) == (1, 1)
+    assert caught.value.next_step
+
+
+def test_the_automation_api_by_a_token(lab, args, nobody):
+    token = lab.saml_token()
+    session = open_session(nobody, token=token, automation=True)["session"]
+    with Connection(Endpoint(**nobody, session=session)) as c, Automation(c) as api:
+        assert isinstance(api.get("/cis/tagging/category"), list)
+    end(nobody, session)
+    with (
+        Connection(Endpoint(**args)) as c,
+        pytest.raises(AuthenticationFailed),
+        Automation(c, lambda: sso.authorization(token.replace("vsphere.local", "example.com"))),
+    ):
+        pass
+    key = {"token": token, "private_key": "k", "automation": True}
+    assert "holder of a key" in modules.run("vcenter_session", {**nobody, **key}, fail=True)["msg"]

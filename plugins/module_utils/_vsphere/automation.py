@@ -36,7 +36,7 @@ class Automation:
 
     :raises NotFound: the path names an object that does not exist
     :raises VsphereFault: the server refused; ``details["fault"]`` is the error's type (``ALREADY_EXISTS``)
-    :raises ConnectionFailed: the reply was lost: a post or delete may have been carried out or not
+    :raises ConnectionFailed: the reply was lost: a post may have been carried out or not
     """
 
     def __init__(self, c: Connection, authorization: Callable[[], str] | None = None) -> None:
@@ -87,10 +87,6 @@ class Automation:
     def post(self, path: str, **body: Any) -> Any:
         """Post, once."""
         return self._call("POST", path, body, again=False)
-
-    def delete(self, path: str) -> None:
-        """Delete, once."""
-        self._call("DELETE", path, None, again=False)
 
     def _log_in(self) -> None:
         endpoint = self._c.endpoint
