@@ -123,7 +123,7 @@ def playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
         args: list[str] | None = None,
         inventory: str = "localhost,",
         rc: int | None = 0,
-        timeout: float = 120,
+        timeout: float = 300,
     ) -> PlaybookRun:
         if isinstance(plays, list):
             path = tmp_path / "playbook.yml"

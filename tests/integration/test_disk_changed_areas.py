@@ -446,24 +446,31 @@ def test_the_next_run_removes_what_a_killed_one_left(guest):
 
 
 @pytest.fixture
-def cancel():
-    """Sends this process the signal of a cancelled job, some time from now."""
-    handler, timers = signal.getsignal(signal.SIGTERM), []
+def cancel(lab):
+    """Sends this process the signal of a cancelled job, as soon as it waits for its task of this number."""
+    handler, threads = signal.getsignal(signal.SIGTERM), []
 
-    def after(seconds):
-        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)))
-        timers[-1].start()
+    def at(number):
+        def watch():
+            while lab.requests()["methods"].get("CreateFilter", 0) < number:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    yield after
-    for timer in timers:
-        timer.join()
+        threads.append(threading.Thread(target=watch, daemon=True))
+        threads[-1].start()
+
+    yield at
+    for thread in threads:
+        thread.join(60)
     signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_run_cancelled_while_the_snapshot_is_made_leaves_none(guest, cancel):
     vm = guest(tracking=False)
     vm.lab.fault(task="*reateSnapshot*", delay_ms=1500)
-    cancel(0.8)
+    vm.lab.requests(reset=True)
+    cancel(2)
     assert "asked to stop" in tracking(vm, fail=True)["msg"]
     # The server may still be answering the wait that was interrupted, so the next one is by another collector.
     assert vm.lab.requests()["methods"]["CreatePropertyCollector"] >= 1
@@ -474,7 +481,8 @@ def test_a_run_cancelled_while_the_snapshot_is_made_leaves_none(guest, cancel):
 def test_a_run_cancelled_while_the_snapshot_is_removed_ends_that_first(guest, cancel):
     vm = guest(tracking=False)
     vm.lab.fault(task="*emoveSnapshot*", delay_ms=1500)
-    cancel(0.8)
+    vm.lab.requests(reset=True)
+    cancel(3)
     assert tracking(vm)["tracking"]["active"]
     assert vm.lab.snapshots(vm.moid) == []
 
