@@ -647,7 +647,12 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_host, find_vm, vm_dict
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_changes import ALONG, Changes, Outcome
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_changes import (
+    ALONG,
+    ALONG_WITH_DISKS,
+    Changes,
+    Outcome,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Adjustment, Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
@@ -662,10 +667,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     act = _ACTIONS[params["state"]]
     with Connection(endpoint(params)) as c:
-        vm, properties = find_vm(c, **vm_selection(params), properties=snapshots.PROPERTIES, along=ALONG)
+        along = ALONG_WITH_DISKS if _renames_only(params) else ALONG
+        vm, properties = find_vm(c, **vm_selection(params), properties=snapshots.PROPERTIES, along=along)
         begun = time.monotonic()
         patience = Patience(params["timeout"], params["on_timeout"], params["retries"], params["retry_delay"])
-        outcome = act(Changes(c, vm, properties, patience, check=module.check_mode, waits=params["wait"]), params)
+        how = {"check": module.check_mode, "waits": params["wait"], "along": along}
+        outcome = act(Changes(c, vm, properties, patience, **how), params)
         return {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **_result(outcome)}
 
 
@@ -680,10 +687,15 @@ def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
         adjust=Adjustment(
             params["new_snapshot_name"],
             texts[0] if texts else None,
-            only=bool(params["new_snapshot_name"]) or params["new_description"] is not None,
+            only=_renames_only(params),
         ),
         min_age=_duration(params["last_snapshot_min_age"]),
     )
+
+
+def _renames_only(params: dict[str, Any]) -> bool:
+    """Whether nothing is created if there is no such snapshot."""
+    return bool(params["new_snapshot_name"]) or params["new_description"] is not None
 
 
 def _absent(changes: Changes, params: dict[str, Any]) -> Outcome:

@@ -157,7 +157,11 @@ def test_what_ours_leave(machine: Machine) -> None:
     assert seen[4]["description"] == "größer\nthan life"
 
     # Renamed, described and cleared.
-    machine.ours(snapshot_name=NAMES["percent"], new_snapshot_name="50%/50\\")
+    machine.lab.requests(reset=True)
+    renamed = machine.ours(snapshot_name=NAMES["percent"], new_snapshot_name="50%/50\\")
+    assert machine.lab.requests()["total"] <= 5
+    assert renamed["snapshot"]["disks"] == seen[2]["disks"]
+    assert renamed["snapshot"]["disks"] != seen[3]["disks"]
     machine.ours(snapshot_name=NAMES["backslash"], description="c:\\x / 100%")
     machine.ours(snapshot_name="base", description="")
     seen = machine.agreed()

@@ -93,7 +93,8 @@ def read_vm(
     """Read a VM, and what it refers to, in one request.
 
     :param properties: property paths to read beside :data:`IDENTITY`
-    :param along: ``recentTask`` or ``datastore``: property paths of the objects there
+    :param along: ``recentTask``, ``datastore`` or ``rootSnapshot`` (with all snapshots below): property paths of the
+        objects there
     :returns: {path: value}, where an unset property is a missing key; for each path of ``along``
         {object: {path: value}}; and ``serverClock``, the server's time
     :raises NotFound: the VM cannot be read
@@ -101,8 +102,11 @@ def read_vm(
     along = along or {}
     collector = vmodl.query.PropertyCollector
     clock = vim.ServiceInstance("ServiceInstance", c.stub)
-    kinds = {"recentTask": vim.Task, "datastore": vim.Datastore}
+    kinds = {"recentTask": vim.Task, "datastore": vim.Datastore, "rootSnapshot": vim.vm.Snapshot}
     ways = [collector.TraversalSpec(type=vim.VirtualMachine, path=path) for path in along]
+    for way in ways:
+        if way.path == "rootSnapshot":
+            way.selectSet = [traverse("below", vim.vm.Snapshot, "childSnapshot", "below")]
     specs = [collector.ObjectSpec(obj=vm, selectSet=ways), collector.ObjectSpec(obj=clock)]
     wanted = {
         vim.VirtualMachine: [*dict.fromkeys((*IDENTITY, *properties, *along))],
@@ -112,7 +116,9 @@ def read_vm(
     read = c.collect(specs, wanted)
     if vm not in read:
         raise NotFound(f"The virtual machine {vm._GetMoId()} cannot be read.", "Check the role of the user on it.")
-    there = {path: {one: read.get(one, {}) for one in read[vm].get(path, ())} for path in along}
+    there = {path: {one: {} for one in read[vm].get(path, ())} for path in along}  # even what is gone by now
+    for path, found in there.items():
+        found.update({one: values for one, values in read.items() if isinstance(one, kinds[path])})
     return {**read[vm], **there, **read.get(clock, {})}
 
 

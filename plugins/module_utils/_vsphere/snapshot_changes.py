@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
@@ -40,6 +40,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 
 ALONG = {"recentTask": ("info.state", "info.descriptionId"), "datastore": ("name", "summary.freeSpace")}
+# For what renames only: the disks of all snapshots too, so that nothing has to be read afterwards.
+ALONG_WITH_DISKS = {**ALONG, "rootSnapshot": ("config.hardware.device",)}
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,22 @@ class Outcome:
 class Changes:
     """Changes to the snapshots of one VM.
 
-    :param properties: what ``find_vm`` read of ``snapshots.PROPERTIES`` along :data:`ALONG`
+    :param properties: what ``find_vm`` read of ``snapshots.PROPERTIES`` along ``along``
+    :param along: :data:`ALONG` or :data:`ALONG_WITH_DISKS`
     :param check: whether only to tell what would be done
     :param waits: whether to wait for the (last) task; if not, the outcome is what is planned
     """
 
     def __init__(
-        self, c: Connection, vm: Any, properties: dict[str, Any], patience: Patience, *, check: bool, waits: bool = True
+        self,
+        c: Connection,
+        vm: Any,
+        properties: dict[str, Any],
+        patience: Patience,
+        *,
+        check: bool,
+        waits: bool = True,
+        along: Mapping[str, Sequence[str]] = ALONG,
     ) -> None:
         self.c = c
         self.vm = vm
@@ -78,6 +89,7 @@ class Changes:
         self.patience = patience
         self.check = check
         self.waits = waits
+        self.along = along
 
     @property
     def before(self) -> State:
@@ -155,8 +167,9 @@ class Changes:
         changed = wanted != existing
         if changed and not self.check:
             snapshot_tasks.rename(self.c, existing, wanted)
-        after, record = snapshot_tasks.look_at(self.c, self.vm, existing)
-        if self.check:
+        known = snapshot_tasks.known_record(self.c, self.properties, existing)
+        after, record = (self.before, known) if known else snapshot_tasks.look_at(self.c, self.vm, existing)
+        if self.check or known:
             after = replace(
                 self.before, snapshots=[wanted if one == existing else one for one in self.before.snapshots]
             )
@@ -210,7 +223,7 @@ class Changes:
             if others:
                 snapshot_tasks.let_end(self.c, others, deadline)
                 waited_for.update(others)
-                self.properties = inventory.read_vm(self.c, self.vm, snapshots.PROPERTIES, ALONG)
+                self.properties = inventory.read_vm(self.c, self.vm, snapshots.PROPERTIES, self.along)
             try:
                 return work()
             except VsphereFault as error:

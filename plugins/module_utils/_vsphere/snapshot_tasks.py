@@ -213,6 +213,12 @@ def look_at(c: Connection, vm: Any, snapshot: snapshots.Snapshot) -> tuple[State
     return state, record_in(state, snapshot, frozen[snapshot.moid])
 
 
+def known_record(c: Connection, properties: Mapping[str, Any], snapshot: snapshots.Snapshot) -> dict[str, Any] | None:
+    """The record of a snapshot with its disks, if they were read with the VM, along ``rootSnapshot``; else None."""
+    read = properties.get("rootSnapshot", {}).get(_managed(c, snapshot))
+    return None if read is None else describe(snapshot, disks.from_devices(read.get(_DEVICES, ())))
+
+
 def record_in(state: State, snapshot: snapshots.Snapshot, frozen: Iterable[disks.Disk]) -> dict[str, Any]:
     """The record of a snapshot as it is in a later state, with its disks."""
     return describe(next((one for one in state.snapshots if one.moid == snapshot.moid), snapshot), frozen)
