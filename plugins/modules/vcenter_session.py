@@ -68,34 +68,30 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Take snapshots of all hosts in one session
-  hosts: web
-  gather_facts: false
+- name: Work in one session
   module_defaults:
     group/holdfast.backup.vcenter:
       hostname: vcenter.example.com
       session: "{{ login.session | default(omit) }}"
-  tasks:
-    - name: Work in the session
-      delegate_to: localhost
-      block:
-        - name: Log in
-          holdfast.backup.vcenter_session:
-            username: backup@vsphere.local
-            password: "{{ vcenter_password }}"
-          register: login
-          run_once: true
+  delegate_to: localhost
+  block:
+    - name: Log in, once for all hosts of the play
+      holdfast.backup.vcenter_session:
+        username: backup@vsphere.local
+        password: "{{ vcenter_password }}"
+      register: login
+      run_once: true
 
-        - name: Take a snapshot
-          holdfast.backup.vm_snapshot:
-            name: "{{ inventory_hostname }}"
-            snapshot_name: before-update
-      always:
-        - name: Log out
-          holdfast.backup.vcenter_session:
-            state: absent
-          when: login.session is defined
-          run_once: true
+    - name: Take a snapshot of each host
+      holdfast.backup.vm_snapshot:
+        name: "{{ inventory_hostname }}"
+        snapshot_name: before-update
+  always:
+    - name: Log out
+      holdfast.backup.vcenter_session:
+        state: absent
+      when: login.session is defined
+      run_once: true
 
 - name: Log in with a token of Single Sign-On
   holdfast.backup.vcenter_session:

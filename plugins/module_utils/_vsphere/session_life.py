@@ -27,6 +27,27 @@ class Outcome:
     session: Session | None
 
 
+class _Token:
+    """The token to log in with; it is got, or read, when it is first needed."""
+
+    def __init__(self, endpoint: Endpoint, given: str | None, certificate: str | None, key: str | None) -> None:
+        self._endpoint, self._given, self._certificate, self._key = endpoint, given, certificate, key
+
+    @functools.cached_property
+    def _text(self) -> str:
+        if self._given:
+            return tokens.given_token(self._given)
+        if self._certificate and self._key:
+            return tokens.holder_token(self._endpoint, self._certificate, self._key)
+        return tokens.bearer_token(self._endpoint)
+
+    def log_in(self, c: Connection) -> Any:
+        return tokens.log_in(c, self._text, self._key)
+
+    def authorization(self) -> str:
+        return tokens.authorization(self._text)
+
+
 def present(
     endpoint: Endpoint,
     *,
@@ -53,21 +74,15 @@ def present(
             "The Automation API cannot be logged in to by the holder of a key.", "Use a bearer token or a password."
         )
 
-    @functools.cache
-    def text() -> str:
-        if token:
-            return tokens.given_token(token)
-        return tokens.holder_token(endpoint, certificate, key) if certificate and key else tokens.bearer_token(endpoint)
-
-    by_token = bool(sso or token)
-    with Connection(endpoint, (lambda c: tokens.by_token(text(), key)(c)) if by_token else None) as c:
+    saml = _Token(endpoint, token, certificate, key) if sso or token else None
+    with Connection(endpoint, saml.log_in if saml else None) as c:
         user = _user(c)
         if user is None:
             c.log_in()
             user = _user(c)
         old = rest = c.given.rest if c.given else None
         if automation:
-            with Automation(c, (lambda: tokens.authorization(text())) if by_token else None) as api:
+            with Automation(c, saml.authorization if saml else None) as api:
                 api.get("/session")  # logs in if the session of before has ended
                 rest = api.leave_open()
         return Outcome("kept" if c.shared and rest == old else "opened", c.about, user, c.leave_open(rest))

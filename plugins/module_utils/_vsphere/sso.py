@@ -17,7 +17,7 @@ import gzip
 import os
 import re
 import sys
-from typing import Any, Callable
+from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     AuthenticationFailed,
@@ -72,33 +72,29 @@ def given_token(text: str) -> str:
     return text[found.start() :].strip()
 
 
-def by_token(token: str, key: str | None = None) -> Callable[[Connection], Any]:
-    """Log in with a token, for :class:`Connection`.
+def log_in(c: Connection, token: str, key: str | None = None) -> Any:
+    """Log in with a token and return the UserSession; raises AuthenticationFailed if the server refuses it.
 
     :param key: PEM file of the private key that the token is made out to, None of a bearer token
     """
-
-    def log_in(c: Connection) -> Any:
-        login = c.content.sessionManager.LoginByToken
-        c.stub.samlToken = token
-        try:
-            if key is None:
-                return login(None)
-            sign = _library().add_saml_context
-            with c.stub.requestModifier(lambda request: sign(request, token, key)):
-                return login(None)
-        except vim.fault.InvalidLogin as fault:
-            ends = _END.search(token)
-            until = f" It is good until {ends.group(1)}." if ends else ""
-            raise AuthenticationFailed(
-                f"{c.endpoint.address} refused the SAML token.{until}",
-                "Get a new one of the Single Sign-On that this vCenter belongs to; clocks that differ look the same.",
-                fault="InvalidLogin",
-            ) from fault
-        finally:
-            c.stub.samlToken = None
-
-    return log_in
+    login = c.content.sessionManager.LoginByToken
+    c.stub.samlToken = token
+    try:
+        if key is None:
+            return login(None)
+        sign = _library().add_saml_context
+        with c.stub.requestModifier(lambda request: sign(request, token, key)):
+            return login(None)
+    except vim.fault.InvalidLogin as fault:
+        ends = _END.search(token)
+        until = f" It is good until {ends.group(1)}." if ends else ""
+        raise AuthenticationFailed(
+            f"{c.endpoint.address} refused the SAML token.{until}",
+            "Get a new one of the Single Sign-On that this vCenter belongs to; clocks that differ look the same.",
+            fault="InvalidLogin",
+        ) from fault
+    finally:
+        c.stub.samlToken = None
 
 
 def authorization(token: str) -> str:
