@@ -221,6 +221,20 @@ def test_the_number_of_requests_grows_with_nothing(stock):
     assert stock.requests() == budget[""] + 3
     stock.run(moid=stock.moid("web"))
     assert stock.requests() <= 5
+    stock.run(name="web")
+    assert stock.requests() <= 7
+
+
+def test_in_a_session_of_the_play_nothing_of_it_stays(stock):
+    session = stock.run("vcenter_session")["session"]
+    try:
+        stock.run(session=session, creators=True, folder="production")
+        methods = stock.lab.requests()["methods"]
+    finally:
+        stock.run("vcenter_session", session=session, state="absent")
+    assert not {"Login", "Logout"} & set(methods)
+    assert methods["CreateContainerView"] == methods["DestroyView"] == 1
+    assert methods["CreateCollectorForTasks"] == methods["DestroyCollector"] == 1
 
 
 def test_pages(stock, monkeypatch):
