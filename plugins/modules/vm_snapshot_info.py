@@ -133,7 +133,7 @@ seealso:
   - module: holdfast.backup.vm_snapshot
 notes:
   - O(name), O(inventory_path), O(uuid) or O(moid) chooses one virtual machine. With none of them the module looks at
-    many.
+    many, and O(folder) and O(datacenter) are of use without O(name).
   - Privileges needed are C(System.View) and C(System.Read) on the virtual machines and the folders above them, and for
     O(creators) on the root folder.
 """

@@ -321,6 +321,17 @@ def test_creators_that_cannot_be_told_have_a_reason(stock):
     assert "history of tasks cannot be read" in one["creator_problem"]
 
 
+def test_a_host_on_its_own_has_no_history_of_tasks_and_no_tags(stock):
+    stock.lab.nfc(esxi=True)
+    try:
+        (one,) = stock.run(vms=["lone"], creators=True)["virtual_machines"][0]["snapshots"]
+        refused = stock.run(tags=["backup:nightly"], fail=True)
+    finally:
+        stock.lab.nfc(reset=True)
+    assert (one["creator"], one["creator_problem"]) == (None, "a host without vCenter keeps no history of tasks")
+    assert "is a host on its own, which has no Automation API" in refused["msg"]
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
