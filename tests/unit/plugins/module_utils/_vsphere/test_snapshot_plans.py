@@ -181,9 +181,11 @@ def test_a_young_one_will_do(everything, job, pattern, hours):
 def test_one_that_exists_will_do(everything, name, new_name, only):
     choice = Choice(name=name, duplicates="newest")
     names = [one.name for one in everything]
-    plan = lambda: snapshot_plans.plan_present(  # noqa: E731
-        everything, choice, Adjustment(name=new_name, only=only), min_age=None, now=NOW
-    )
+
+    def plan():
+        wish = Adjustment(name=new_name, only=only)
+        return snapshot_plans.plan_present(everything, choice, wish, min_age=None, now=NOW)
+
     if name in names:
         assert plan().name == name
     elif new_name in names:
