@@ -88,6 +88,7 @@ def only(*names):
         ({"folder": "production", "cluster": "DC0_C0"}, only("web", "db")),
         ({"cluster": "/DC0/host/DC0_C0", "datacenter": "DC0"}, ALL),
         ({"datacenter": "DC0"}, ALL),
+        ({"folder_recursive": False}, ALL),
         ({"vms": ["web", "lone"]}, only("web", "lone")),
         ({"vms": [{"name": "web", "folder": "production/web"}, {"name": "db", "folder": "test"}]}, only("web")),
         ({"vms": ["web", "db"], "folder": "production", "folder_recursive": False}, only("db")),

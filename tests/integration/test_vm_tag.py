@@ -104,6 +104,7 @@ def test_a_name_without_a_category_is_no_tag(stock, bare):
         (["backup:nightly", "service level:gold"], {}, ["a"]),
         (["backup:nightly", "service level:gold"], {"tag_match": "any"}, ["a", "b"]),
         (["backup:a:b"], {}, []),
+        (["backup:nightly"], {"folder_recursive": False}, ["a", "b"]),
         (["backup:nightly"], {"vms": ["b", "c"]}, ["b"]),
         (["backup:nightly"], {"folder": "/DC0/vm", "folder_recursive": False}, ["a", "b"]),
     ],

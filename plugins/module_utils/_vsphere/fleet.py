@@ -111,13 +111,14 @@ def survey(c: Connection, choice: Choice, properties: Iterable[str]) -> Survey:
         read, refused = read_all(c, specs, kinds)
         within = [_inside(c, condition) for condition in views[1:]]
     places = places or Places(c, read)
+    only = conditions[0] if choice.folder and not choice.recursive else None
     found = Survey(clock(read))
     machines = [
         Machine(one, props, places.path(props.get("parent")))
         for one, props in read.items()
         if isinstance(one, vim.VirtualMachine)
         and (choice.moids is None or one._GetMoId() in choice.moids)
-        and (choice.recursive or props.get("parent") in conditions[0])
+        and (only is None or props.get("parent") in only)
         and all(one in allowed for allowed in within)
     ]
     if choice.selections is not None:
