@@ -70,6 +70,7 @@ options:
       - V(vddk) reaches the disks through VMware's library. V(native) needs no library, and talks to the NFC service of
         the ESXi hosts itself. V(auto) takes VDDK where O(vddk_libdir) is set, and the native access else.
       - The results are the same. M(holdfast.backup.native_access_info) tries whether the native access works.
+      - VDDK logs in by itself, so it needs O(username) and O(password) even if there is a O(session).
     type: str
     choices: [auto, vddk, native]
     default: auto

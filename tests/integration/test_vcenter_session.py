@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -132,6 +135,30 @@ def test_disks_are_copied_natively_in_a_session(lab, session, tmp_path):
     (tmp_path / "vddk").mkdir()
     assert modules.run("vddk_copy", {**copy, **user, "access": "vddk", "image_dir": str(tmp_path / "vddk")})["changed"]
     assert len(lab.sessions()) == 1
+    lab.destroy_vm(vm["moid"])
+
+
+def test_a_cancelled_task_leaves_the_session_as_it_was(lab, session):
+    vm = lab.create_vm(f"cancelled-{time.monotonic_ns()}", disks=[1 << 20])
+    lab.fault(task="*createSnapshot*", delay_ms=2000)
+
+    def cancel():
+        while "WaitForUpdatesEx" not in lab.requests()["methods"]:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    cancelling = threading.Thread(target=cancel, daemon=True)
+    cancelling.start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        args = {**session, "moid": vm["moid"], "snapshot_name": "s"}
+        assert "asked to stop" in modules.run("vm_snapshot", args, fail=True)["msg"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        cancelling.join()
+    used = lab.requests()["methods"]
+    assert used["CreatePropertyCollector"] == used["DestroyPropertyCollector"] >= 1
+    assert (used.get("Logout"), len(lab.sessions())) == (None, 1)
     lab.destroy_vm(vm["moid"])
 
 

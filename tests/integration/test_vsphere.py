@@ -366,6 +366,21 @@ def test_a_shared_session_that_ended(lab, c, endpoint, shared):
     assert lab.sessions() == []  # the one that replaced it was our own
 
 
+def test_a_shared_session_that_ends_in_mid_wait(lab, endpoint, vm, monkeypatch):
+    monkeypatch.setattr(tasks, "SLICE", 1)
+    with Connection(endpoint) as opener:
+        given = opener.leave_open().encode()
+    lab.fault(task="*createSnapshot*", delay_ms=1500)
+    with Connection(dataclasses.replace(endpoint, session=given)) as c:
+        task = snapshot(c, vm)
+        timer = threading.Timer(0.5, lab.expire_sessions)
+        timer.start()
+        assert tasks.wait(c, task, timeout=20)
+        timer.join()
+        assert not c.shared
+    assert lab.sessions() == []
+
+
 def _root_name(endpoint):
     with Connection(endpoint) as c:
         return c.retrieve([c.content.rootFolder], {vim.Folder: ["name"]})[c.content.rootFolder]["name"]
