@@ -133,6 +133,7 @@ class NativeWay:
     :param snapshot: to read of, None to write
     :param host: that the virtual machine is on, if known
     :param helper: virtual machine to attach a first class disk to that is attached nowhere, if there is one
+    :param fastlz: library that unpacks what hosts are to pack, if there is one
     :param directory: private to this run
     """
 
@@ -145,12 +146,14 @@ class NativeWay:
         snapshot: str | None,
         host: Host | None,
         helper: str | None,
+        fastlz: str | None,
         transports: Sequence[str],
         directory: str,
     ) -> None:
         self._owner = owner
         self._snapshot = snapshot
         self._host = host
+        self._fastlz = fastlz
         # The first one only: what was meant to be encrypted never goes in plain text because of an error.
         self._transport = transports[0]
         self._directory = directory
@@ -170,6 +173,7 @@ class NativeWay:
                 "transport": self._transport,
                 "read_only": self._snapshot is not None,
                 "capacity": disk.capacity,
+                "fastlz": self._fastlz,
             },
             os.path.join(self._directory, f"{disk.key}.status"),
             lambda: disk.path,
@@ -209,5 +213,6 @@ def open_way(
 ) -> Way:
     """The way that :func:`choose` chose, by the options of a module."""
     if kind == "native":
-        return NativeWay(c, owner, snapshot, host, params["native_helper_vm"], params["transports"], directory)
+        helper, fastlz = params["native_helper_vm"], params["native_fastlz_library"]
+        return NativeWay(c, owner, snapshot, host, helper, fastlz, params["transports"], directory)
     return VddkWay(c, owner, snapshot, params["vddk_libdir"], params["transports"], directory)

@@ -74,6 +74,14 @@ options:
     type: str
     choices: [auto, vddk, native]
     default: auto
+  native_fastlz_library:
+    description:
+      - A FastLZ library on the proxy, by its path or by a name that the dynamic linker finds, such as V(libfastlz.so).
+      - With it the native access asks the hosts to pack what it reads. That costs their processors time, and gains
+        where the network is slow and the data are not random. What is written is never packed.
+      - No host was seen to pack fragments of more than 64 KiB. One that does it in another way ends the copy with an
+        error, and leaving this option out helps.
+    type: str
   native_helper_vm:
     description:
       - Name or managed object ID of a virtual machine that is powered off and has a free place for a disk.
@@ -564,6 +572,7 @@ def main() -> None:
             "disks": {"type": "list", "elements": "dict", "required": True},
             "image_dir": {"type": "path"},
             "access": {"type": "str", "choices": ["auto", "vddk", "native"], "default": "auto"},
+            "native_fastlz_library": {"type": "str"},
             "native_helper_vm": {"type": "str"},
             "vddk_libdir": {"type": "path", "fallback": (env_fallback, ["VDDK_LIBDIR"])},
             "transports": {

@@ -23,6 +23,7 @@ import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas, nfc_tickets
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
 MIB = 1 << 20
 
@@ -79,6 +80,7 @@ def test_without_a_library_the_native_way_is_taken(machine, monkeypatch):
         assert (session["orderly"], session["transport"], session["write"]) == (True, "nbdssl", False)
         assert "password" not in str(session)
     assert audit["bytes_read"] <= MIB
+    assert copy["bytes_packed"] == 0
 
 
 @pytest.mark.parametrize("transports", [["hotadd"], ["nbdssl", "san"], []])
@@ -164,6 +166,29 @@ def test_fragments_in_any_order(machine, order, transport):
     result = machine.copy(transports=[transport], request_size=MIB)
     assert machine.is_copied(result)
     assert machine.lab.nfc()["max_in_flight"] > 1
+
+
+def test_a_host_that_packs(machine):
+    """By FastLZ's own library it is unpacked to the same, whatever the size of the fragments."""
+    text = b"".join(b"line %d of a file\n" % line for line in range(400_000))
+    machine.lab.write(machine.moid, machine.key, MIB, text)
+    machine.run_module("vm_snapshot", machine.args(state="absent", snapshot_moid=machine.snapshot))
+    machine.snapshot = machine.run_module("vm_snapshot", machine.args(snapshot_name="t"))["snapshot"]["moid"]
+    for fragment in (4096, 60 << 10, 2 << 20):
+        machine.lab.nfc(reset=True, fragment=fragment)
+        image_dir = machine.directory / str(fragment)
+        image_dir.mkdir()
+        library = str(BUILD / "fastlz" / "libfastlz.so")
+        assert machine.is_copied(machine.copy(native_fastlz_library=library, image_dir=str(image_dir)))
+        report = machine.lab.nfc()
+        packed = sum(session["bytes_packed"] for session in report["closed"])
+        assert (report["violations"], MIB < packed < len(text) // 2) == ([], True)
+
+
+def test_no_library_to_unpack(machine):
+    failed = machine.copy(native_fastlz_library="libno-such-library.so", fail=True)
+    assert (failed["error_type"], "FastLZ library" in failed["msg"]) == ("InvalidInput", True)
+    assert machine.lab.nfc()["connections"] == 0
 
 
 @pytest.mark.parametrize("action", ["drop", "close", "torn", "garbage"])

@@ -76,6 +76,7 @@ type nfcSessionReport struct {
 	Reads       int    `json:"reads"`
 	Writes      int    `json:"writes"`
 	BytesRead   int64  `json:"bytes_read"`
+	BytesPacked int64  `json:"bytes_packed"` // of them that were sent packed, as long as they were then
 	Written     int64  `json:"bytes_written"`
 	MaxInFlight int    `json:"max_in_flight"`
 	Errors      int    `json:"errors"` // error replies

@@ -413,6 +413,14 @@ func (c *nfcSession) fragment(p *piece, buffer []byte) []byte {
 		return frame(aioError, r.op, payload)
 	}
 	c.report.BytesRead += int64(p.length)
+	if r.packing == fastLZ {
+		if packed := packFastLZ(out[headerSize+44:]); packed != nil {
+			c.report.BytesPacked += int64(len(packed))
+			q.packing, q.extra = fastLZ, uint32(len(packed))
+			q.put(out[headerSize:])
+			return append(out[:headerSize+44], packed...)
+		}
+	}
 	return out
 }
 

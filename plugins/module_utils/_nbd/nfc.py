@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     CertificateRejected,
     ConnectionFailed,
     CopyFailed,
+    InvalidInput,
     NotSupported,
     VsphereFault,
 )
@@ -39,6 +40,7 @@ _KINDS: dict[str, type[BackupError]] = {
     "authd": NotSupported,
     "handshake": NotSupported,
     "options": NotSupported,
+    "fastlz": InvalidInput,
 }
 
 

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_fastlz import FastLZ
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import (
     SMALLEST_BUFFER,
     NfcError,
@@ -54,17 +55,20 @@ class Caller:
         return Ticket.parse(answer["ticket"])
 
 
-def begin(get_ticket: Callable[[], Ticket], transport: str, timeout: float, buffer_size: int) -> tuple[Ticket, Session]:
+def begin(
+    get_ticket: Callable[[], Ticket], transport: str, timeout: float, buffer_size: int, fastlz: FastLZ | None = None
+) -> tuple[Ticket, Session]:
     """A session with the largest buffers that the host agrees to.
 
     :param timeout: seconds without a byte from the host while it owes an answer
     :param buffer_size: bytes to begin with
+    :param fastlz: have the host pack what is read
     """
     while True:
         ticket = get_ticket()
         wire = connect(ticket, transport, timeout)
         try:
-            return ticket, Session(wire, buffer_size)
+            return ticket, Session(wire, buffer_size, fastlz)
         except NfcError as error:
             if error.stage != "session" or buffer_size <= SMALLEST_BUFFER:
                 raise _named(error, f"{ticket.host}:") from None
@@ -94,6 +98,7 @@ class Disk(ReopeningDisk):
         self._ticket = ticket
         self._areas = areas
         self._buffer_size = parameters.buffer_size
+        self._fastlz: FastLZ | None = None
         self.has_extents = areas is not None and parameters.read_only
 
     def _open_now(self) -> None:
@@ -120,13 +125,18 @@ class Disk(ReopeningDisk):
             buffer_size=session.buffer_size,
             capacity=self.capacity,
             read_only=parameters.read_only,
+            fastlz=self._fastlz is not None,
             generation=self._lost + 1,
         )
 
     def _new_session(self) -> tuple[Ticket, Session]:
         parameters = self._parameters
         try:
-            ticket, session = begin(self._ticket, parameters.transport, parameters.timeout, self._buffer_size)
+            if parameters.fastlz is not None and self._fastlz is None:
+                self._fastlz = FastLZ(parameters.fastlz)
+            ticket, session = begin(
+                self._ticket, parameters.transport, parameters.timeout, self._buffer_size, self._fastlz
+            )
         except NfcError as error:
             if error.stage == "connect" and not self._lost:
                 # A host that was never reached is rather blocked than restarting.

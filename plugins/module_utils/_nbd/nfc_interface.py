@@ -67,6 +67,7 @@ OPEN_READ_ONLY, OPEN_READ_WRITE = 0x1E, 0x1A
 TRANSFER = struct.Struct("<QQQIIIII")  # handle, operation, place, total, place of the fragment, its length, extra, 0
 WRITE, READ = 0, 1
 COMPRESSION_SHIFT = 32  # of the operation: what is above it says how the extra bytes are packed, 0 is not at all
+FASTLZ = 2  # what a read may ask for; each fragment says whether it is
 
 # Codes in error replies. Of 11 it is certain what it means. 5 is how hosts' logs number a lack of memory, 2 is VDDK's
 # number for it: what follows from them, fewer requests at a time, does no harm in other cases.
@@ -170,9 +171,9 @@ class OpenFile:
         return cls(handle, capacity, sector_size)
 
 
-def read_request(handle: int, offset: int, length: int) -> bytes:
-    """The payload that asks for a range."""
-    return TRANSFER.pack(handle, READ, offset, length, 0, length, length, 0)
+def read_request(handle: int, offset: int, length: int, packing: int = 0) -> bytes:
+    """The payload that asks for a range, which may come packed."""
+    return TRANSFER.pack(handle, READ | packing << COMPRESSION_SHIFT, offset, length, 0, length, length, 0)
 
 
 def write_fragment(handle: int, offset: int, total: int, start: int, length: int) -> bytes:
@@ -187,8 +188,13 @@ class Fragment(NamedTuple):
     offset: int
     total: int
     start: int
-    length: int
+    length: int  # unpacked
     extra: int
+
+    @property
+    def packing(self) -> int:
+        """How it is packed: 0 is not at all."""
+        return self.operation >> COMPRESSION_SHIFT
 
     @classmethod
     def parse(cls, payload: bytes) -> Fragment:
@@ -258,6 +264,7 @@ class Parameters:
     retries: int = 6
     retry_delay: float = 1.0
     timeout: float = 60.0  # without a byte from the host while it owes an answer
+    fastlz: str | None = None  # the library, if what is read may come packed
 
     @classmethod
     def parse(cls, text: str) -> Parameters:

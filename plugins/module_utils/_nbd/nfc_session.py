@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_interface as nfc
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_fastlz import FastLZ
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import Fragment, NfcError
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_wire import Bytes, Wire
 
@@ -58,15 +59,18 @@ class _Operation:
 class Session:
     """What follows authd: the classic handshake, and then messages in both ways at any time."""
 
-    def __init__(self, wire: Wire, buffer_size: int) -> None:
+    def __init__(self, wire: Wire, buffer_size: int, fastlz: FastLZ | None = None) -> None:
         """Say hello and open the session.
 
         :param buffer_size: the most bytes of data in a message
+        :param fastlz: have the host pack what is read
         :raises NfcError: of the stage ``session`` if the host does not want it so
         """
         self.buffer_size = buffer_size
         self.version = 0
         self._wire = wire
+        self._fastlz = fastlz
+        self._packing = nfc.FASTLZ if fastlz else 0
         self._sending = threading.Lock()
         self._state = threading.Lock()  # guards what follows
         self._next = 0
@@ -142,7 +146,7 @@ class Session:
     def read(self, view: memoryview, offset: int) -> NfcError | None:
         """Fill the view from the disk; returns what went wrong, and the view is ours no more."""
         operation = _Operation(nfc.IO, offset, len(view), view)
-        payload = nfc.read_request(self._handle or 0, offset, len(view))
+        payload = nfc.read_request(self._handle or 0, offset, len(view), self._packing)
         if self._start(operation, [(payload, b"")]):
             self._send_unsent()
             self._wait(operation)
@@ -237,8 +241,15 @@ class Session:
             self._fail(error)
         except OSError as error:
             self._fail(_broken_off(error))
-        except Exception as error:  # noqa: BLE001 - whoever waits must not wait for ever
+        except BaseException as error:  # whoever waits must not wait for ever
             self._fail(nfc.broken("receive", f"What the host sent could not be taken: {error!r}."))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Let another one of those who wait lead, or all of them go if the session has failed."""
         with self._state:
             if self._failure is not None:
                 for other in self._waiting.values():
@@ -277,17 +288,25 @@ class Session:
         start, length = fragment.start, fragment.length
         fits = 0 < length <= operation.missing and start + length <= operation.total
         same = fragment.offset == operation.offset and fragment.total & 0xFFFFFFFF == operation.total
-        if not fits or not same or start in operation.fragments or fragment.extra != length or fragment.operation >> 32:
+        fastlz = self._fastlz if fragment.packing == nfc.FASTLZ else None
+        whole = 0 < fragment.extra <= length if fastlz else fragment.extra == length and not fragment.packing
+        if not fits or not same or not whole or start in operation.fragments:
             raise nfc.broken("read", f"The host sent a fragment that does not fit: {fragment}.")
         operation.fragments[start] = length
-        self._wire.receive(view[start : start + length])
+        place = view[start : start + length]
+        if fastlz:
+            packed = bytearray(fragment.extra)
+            self._wire.receive(memoryview(packed))
+            fastlz.unpack(packed, place)
+        else:
+            self._wire.receive(place)
         operation.missing -= length
         if not operation.missing:
-            place = 0
+            end = 0
             for start, length in sorted(operation.fragments.items()):
-                if start != place:
+                if start != end:
                     raise nfc.broken("read", f"The host's fragments overlap at {start}.")
-                place += length
+                end += length
             self._finish(number, operation)
 
     def _finish(self, number: int, operation: _Operation, error: NfcError | None = None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 # Imported, not only named: Ansible packs what a module's code imports.
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import (
     nfc_disk,
+    nfc_fastlz,
     nfc_interface,
     nfc_plugin,
     nfc_session,
@@ -33,7 +34,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd import (
 
 _SHARED = (plugin_interface, reopening)
 _VDDK = (vixdisklib, vddk_interface, vddk_library, vddk_disk)
-_NFC = (nfc_plugin, nfc_interface, nfc_wire, nfc_session, nfc_disk)
+_NFC = (nfc_plugin, nfc_interface, nfc_wire, nfc_fastlz, nfc_session, nfc_disk)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_disk, nfc_session
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_fastlz import FastLZ
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import NfcError, Parameters, Ticket
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_wire import PlainWire
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.plugin_interface import Status
+from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
 CONTENT = random.Random(1).randbytes(1 << 20)
 HANDLE = 77
@@ -103,10 +105,10 @@ def in_order(host: Host, number: int, payload: bytes) -> None:
 
 @contextmanager
 def session(
-    on_io: Callable[[Host, int, bytes], None] = in_order, timeout: float = 5.0
+    on_io: Callable[[Host, int, bytes], None] = in_order, timeout: float = 5.0, fastlz: FastLZ | None = None
 ) -> Iterator[tuple[nfc_session.Session, Host]]:
     host = Host(on_io)
-    opened = nfc_session.Session(PlainWire(host.theirs, timeout), 2 << 20)
+    opened = nfc_session.Session(PlainWire(host.theirs, timeout), 2 << 20, fastlz)
     try:
         opened.open_disk("[ds] ä b/c.vmdk", True)
         yield opened, host
@@ -169,6 +171,38 @@ def test_a_fragment_that_does_not_fit_ends_the_session(wrong):
             read(opened, 0, 4096)
         with pytest.raises(NfcError, match="fit"):
             read(opened, 0, 512)
+
+
+PACKED = bytes([0, 7, 0xE0, 246, 0])  # 256 bytes of 7 at level 1
+
+
+@pytest.mark.parametrize(
+    ("length", "extra", "packing", "right"),
+    [
+        (256, 5, 2, True),
+        (256, 256, 0, True),
+        (256, 5, 0, False),
+        (256, 5, 1, False),
+        (256, 0, 2, False),
+        (256, 257, 2, False),
+        (255, 5, 2, False),
+    ],
+)
+def test_fragments_that_are_packed_or_not(length, extra, packing, right):
+    """As each says, if it was asked for."""
+
+    def packed(host: Host, number: int, payload: bytes) -> None:
+        assert struct.unpack_from("<Q", payload, 8)[0] == 1 | 2 << 32
+        head = struct.pack("<QQQIIIII", 0, 1 | packing << 32, 0, 512, 256, length, extra, 0)
+        host.answer(7, number, head, PACKED if packing else bytes([7]) * extra)
+        host.fragment(number, 0, 512, 0, 256)
+
+    with session(packed, fastlz=FastLZ(str(BUILD / "fastlz" / "libfastlz.so"))) as (opened, _host):
+        if right:
+            assert read(opened, 0, 512) == CONTENT[:256] + bytes([7]) * 256
+        else:
+            with pytest.raises(NfcError, match=r"fit|FastLZ"):
+                read(opened, 0, 512)
 
 
 @pytest.mark.parametrize("second", [(0, 2048), (1024, 2048)])
@@ -299,6 +333,28 @@ def test_a_request_is_not_lost_that_was_queued_while_another_one_was_sent():
         ]
     opened.close()
     host.thread.join(5)
+
+
+def test_whoever_is_interrupted_leaves_nobody_waiting():
+    """Ctrl+C comes to the thread that receives, and the session can still be closed."""
+    asked = threading.Event()
+
+    class Interrupted(PlainWire):
+        def receive(self, view: memoryview) -> None:
+            if asked.is_set():
+                raise KeyboardInterrupt
+            super().receive(view)
+
+    def never(host: Host, number: int, payload: bytes) -> None:
+        host.answer(1, number, b"")
+
+    host = Host(never)
+    opened = nfc_session.Session(Interrupted(host.theirs, 5), 2 << 20)
+    asked.set()
+    with pytest.raises(KeyboardInterrupt):
+        opened.read(memoryview(bytearray(512)), 0)
+    assert opened.read(memoryview(bytearray(512)), 0).stage == "receive"
+    opened.close()
 
 
 def disk(monkeypatch: pytest.MonkeyPatch, tmp_path, hosts: list[Host], **parameters) -> nfc_disk.Disk:
