@@ -371,7 +371,7 @@ def test_requests(machine):
         return asked["total"] - asked["methods"].get("WaitForUpdatesEx", 0)
 
     assert cost("enabled") == 4
-    assert cost("disabled") <= 20
+    assert cost("disabled") <= 13
     assert cost("disabled") == 4
+    assert cost("reset") <= 13
     assert cost("reset") <= 20
-    assert cost("reset") <= 34
