@@ -191,7 +191,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         **after,
         "stunned": done.plan.stuns,
         "diff": {"before": before, "after": after},
-        "warnings": _warnings(name, done.plan),
+        "warnings": [*_warnings(name, done.plan), *done.warnings],
     }
 
 

@@ -331,6 +331,16 @@ def test_a_removal_that_fails(machine, count: int):
     assert vm.lab.snapshots(vm.moid) == []
 
 
+def test_files_that_the_snapshot_leaves(machine):
+    """Disks that need consolidation, which fails: that is told."""
+    vm = machine(tracking=False)
+    vm.lab.tracking(fail_consolidation=1)
+    vm.lab.fault(task="consolidate*", fault="FileLocked", fields={"file": "[ds] x"}, object=vm.moid)
+    done = vm.run()
+    assert [disk["tracked"] for disk in done["disks"]] == [True, True]
+    assert "FileLocked" in said(done)[0]
+
+
 @pytest.mark.parametrize("moment", ["CreateSnapshot_Task", "RemoveSnapshot_Task"])
 def test_killed(machine, moment: str):
     """The next run waits for what still goes on, and removes the snapshot."""

@@ -44,11 +44,13 @@ class Outcome:
 
     :param after: as the configuration says now, or as it would
     :param refused: why the disks are not all in the wanted state, if so
+    :param warnings: what the snapshots left
     """
 
     plan: Plan
     after: Tracking
     refused: VsphereFault | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def before(self) -> Tracking:
@@ -86,18 +88,17 @@ def bring_about(
     if let_tasks_end(c, vm, patience):
         properties = inventory.read_vm(c, vm, change_tracking.PROPERTIES)
         plan = planned(_inspected(properties))
-    if plan.before.leftovers:
-        clear(c, vm, patience)
+    warnings = clear(c, vm, patience) if plan.before.leftovers else []
     # What vSphere refuses at first does not keep tracking from being on in the end. With a snapshot that cannot be
     # removed it would begin above that, so then it stays off, and the next run switches it on.
-    refusals = [_take(c, vm, properties, step, patience, beside) for step in plan.todo]
+    refusals = [_take(c, vm, properties, step, patience, beside, warnings) for step in plan.todo]
     # Read anew: vSphere does not announce extraConfig after a snapshot changed it.
     after = replace(_inspected(inventory.read_vm(c, vm, change_tracking.PROPERTIES)), kept=plan.before.kept)
     refused = next((refusal for refusal in refusals if refusal), None)
     missed = None if plan.blocked else plan.missed(after)
     if missed and not refused:
         refused = VsphereFault(f"{missed}.", "See the events of the virtual machine and the limits of its host.")
-    return Outcome(plan, after, refused)
+    return Outcome(plan, after, refused, warnings)
 
 
 def _take(
@@ -107,8 +108,9 @@ def _take(
     step: Step,
     patience: Patience,
     beside: Callable[[bool], None],
+    warnings: list[str],
 ) -> VsphereFault | None:
-    """Take one step; returns why vSphere refuses."""
+    """Take one step, and add to ``warnings``; returns why vSphere refuses."""
     said = "on" if step.on else "off"
     try:
         beside(step.on)
@@ -118,7 +120,7 @@ def _take(
         return _refusal(f"change tracking cannot be switched {said}", error)
     try:
         if step.stun:
-            stun(c, vm, properties, patience)
+            warnings += stun(c, vm, properties, patience)
     except Unstunned as error:
         return _refusal(f"the snapshot that switches change tracking {said} cannot be made", error)
     return None
@@ -142,8 +144,8 @@ class Unstunned(VsphereFault):
     """vSphere refused the snapshot that was to stun the VM."""
 
 
-def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patience) -> None:
-    """Make a snapshot and remove it again, whatever happens between.
+def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patience) -> list[str]:
+    """Make a snapshot and remove it again, whatever happens between; returns warnings.
 
     :raises Unstunned: vSphere refuses to make it
     :raises VsphereFault: it could not be removed
@@ -160,34 +162,37 @@ def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patien
             c, patience, lambda: snapshot_tasks.create(c, vm, properties, wish, patience)
         )
         made = True
-        _remove(c, vm, state, patience)
+        return _remove(c, vm, state, patience)
     except BaseException as error:
-        clear(c, vm, patience)
+        warnings = clear(c, vm, patience)
         if made and isinstance(error, BackupError):
-            return
+            return warnings
         if isinstance(error, VsphereFault):
             raise Unstunned(error.message, error.next_step, **error.details) from error
         raise
 
 
-def clear(c: Connection, vm: Any, patience: Patience) -> None:
-    """Remove our stunning snapshots, also one that an interrupted call is still making.
+def clear(c: Connection, vm: Any, patience: Patience) -> list[str]:
+    """Remove our stunning snapshots, also one that an interrupted call is still making; returns warnings.
 
     Whatever comes between, be it a fault or the wish to stop, the removal is tried again first.
     """
-    for attempts_left in reversed(range(REMOVALS)):
+    attempts_left = REMOVALS
+    while True:
+        attempts_left -= 1
         try:
             let_tasks_end(c, vm, patience, CREATIONS)
             state, _disks = snapshot_tasks.look(c, vm)
-            _remove(c, vm, state, patience)
-            return
+            return _remove(c, vm, state, patience)
         except BackupError:
             if not attempts_left:
                 raise
 
 
-def _remove(c: Connection, vm: Any, state: snapshot_tasks.State, patience: Patience) -> None:
-    snapshot_tasks.remove(c, vm, snapshots.owned(state.snapshots, JOB), children=False, patience=patience)
+def _remove(c: Connection, vm: Any, state: snapshot_tasks.State, patience: Patience) -> list[str]:
+    ours = snapshots.owned(state.snapshots, JOB)
+    _state, warnings = snapshot_tasks.remove(c, vm, ours, children=False, patience=patience)
+    return warnings
 
 
 def let_tasks_end(c: Connection, vm: Any, patience: Patience, kinds: Sequence[str] = ()) -> bool:
