@@ -12,11 +12,14 @@ and with a time limit. A bearer token is good for whoever has it; one for the ho
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gzip
+import html
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
@@ -41,7 +44,10 @@ _FAULT = re.compile(r"<(?:[\w.-]+:)?(faultcode|faultstring)\b[^>]*>([^<]*)<")
 
 def bearer_token(endpoint: Endpoint) -> str:
     """A token for user name and password; raises AuthenticationFailed if the service refuses them."""
-    token: str = _client(endpoint).get_bearer_saml_assertion(endpoint.username, endpoint.password)
+    # pyVmomi before release 9 puts them into the XML as they are.
+    as_xml = str if hasattr(_library(), "escape") else html.escape
+    username, password = as_xml(endpoint.username or ""), as_xml(endpoint.password or "")
+    token: str = _client(endpoint).get_bearer_saml_assertion(username, password)
     return token
 
 
@@ -54,7 +60,8 @@ def holder_token(endpoint: Endpoint, certificate: str, key: str) -> str:
     for path in (certificate, key):
         _content(path, path)
     try:
-        token: str = _client(endpoint).get_hok_saml_assertion(certificate, key)
+        with _signing():
+            token: str = _client(endpoint).get_hok_saml_assertion(certificate, key)
     except (ValueError, TypeError, OSError) as error:  # of reading the key
         raise InvalidInput(
             f"{certificate} and {key} cannot be used: {error}.", "Give PEM files of an RSA key that is not encrypted."
@@ -83,7 +90,7 @@ def log_in(c: Connection, token: str, key: str | None = None) -> Any:
         if key is None:
             return login(None)
         sign = _library().add_saml_context
-        with c.stub.requestModifier(lambda request: sign(request, token, key)):
+        with _signing(), c.stub.requestModifier(lambda request: sign(request, token, key)):
             return login(None)
     except vim.fault.InvalidLogin as fault:
         ends = _END.search(token)
@@ -100,6 +107,16 @@ def log_in(c: Connection, token: str, key: str | None = None) -> Any:
 def authorization(token: str) -> str:
     """The header that logs in to the Automation API with a bearer token."""
     return f'SIGN token="{base64.b64encode(gzip.compress(token.encode())).decode()}"'
+
+
+@contextlib.contextmanager
+def _signing() -> Iterator[None]:
+    try:
+        yield
+    except AttributeError as error:  # pyVmomi before release 9 signs with pyOpenSSL, which cannot any more
+        raise MissingRequirement(
+            f"This release of pyVmomi cannot sign: {error}.", "Install release 9 or later, or an older pyOpenSSL."
+        ) from error
 
 
 def _library() -> Any:
