@@ -69,7 +69,14 @@ def test_many_tasks_log_in_once(lab, args, nobody):
     modules.run("vm_snapshot", {**given, "snapshot_name": "a"})
     modules.run("vm_snapshot", {**given, "snapshot_name": "a", "new_snapshot_name": "b"})
     assert [one["name"] for one in modules.run("vm_snapshot_info", given)["snapshots"]] == ["b"]
+    assert modules.run("vm_snapshot_info", {**nobody, "session": session})["virtual_machines"]
     modules.run("vm_snapshot", {**given, "snapshot_name": "b", "state": "absent"})
+    assert modules.run("vm_snapshot_info", {**nobody, "session": session, "name": vm["name"]})["snapshots"] == []
+    used = lab.requests()["methods"]
+    # What was made in it is gone.
+    assert used["CreateContainerView"] == used["DestroyView"]
+    assert used["CreatePropertyCollector"] == used["DestroyPropertyCollector"]
+    assert used.get("CreateCollectorForTasks") == used.get("DestroyCollector")
     assert lab.requests()["logins"] == 1
     assert len(lab.sessions()) == 1
     assert end(nobody, session)["outcome"] == "ended"
