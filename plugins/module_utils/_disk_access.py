@@ -161,11 +161,13 @@ class NativeWay:
         self._tickets = NfcTickets(c)
         self._places = owner.nfc_places(snapshot, helper)
         self._place: Callable[[Disk], Place]  # while guarded
+        self._disks: list[Disk] = []
 
     def disk(self, disk: Disk, whole: bool) -> DiskAccess:
         """The way to one disk; raises NotSupported if it is in use by a running virtual machine."""
         if self._snapshot is not None:
             self._owner.check_frozen(disk)
+        self._disks.append(disk)
         return nfc.NfcDisk(
             self._plugin,
             {
@@ -196,10 +198,15 @@ class NativeWay:
 
     @contextmanager
     def guarded(self, warn: Callable[[str], None]) -> Iterator[None]:
-        """Keep the session alive, and what was attached to reach a disk."""
+        """Keep the session alive, and what was attached to reach a disk.
+
+        :raises NotFound: the snapshot went meanwhile: what was read may be of another moment, whatever hosts said
+        """
         reached = self._places(lambda text: warn(f"{self._owner.name}: {text}"))
         with reached as self._place, self._tickets.kept_alive():
             yield
+            with self._tickets.one:
+                self._place(self._disks[0])
 
 
 def open_way(

@@ -37,6 +37,18 @@ class Copies:
         given = {**self.lab.module_args(), "moid": self.moid, **args}
         return modules.run(module, given, check=check, diff=diff, fail=fail)
 
+    def service(self, **knobs: Any) -> dict[str, Any]:
+        """The knobs and the report of who gives access to the disks."""
+        return (self.lab.vddk if self.access == "vddk" else self.lab.nfc)(**knobs)
+
+    def slow(self, milliseconds: float) -> None:
+        """Let every request take so long."""
+        self.service(latency_ms=milliseconds)
+
+    def opens(self) -> int:
+        """How often a disk was opened."""
+        return self.service()["opens" if self.access == "vddk" else "connections"]
+
     def write(self, offset: int, data: bytes, disk: int = 0) -> None:
         self.lab.write(self.moid, self.keys[disk], offset, data)
 

@@ -1,7 +1,11 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The audit of change tracking in vddk_copy, through its main() against a lab whose tracking lies."""
+"""The audit of change tracking in vddk_copy, through its main() against a lab whose tracking lies.
+
+What is read of the disk is tried by both ways of access. What needs no disk is tried by one, and so is who is killed:
+each process once, and the one that reads the disk by both ways.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,7 @@ def is_right(copies: Copies, disk: int, scratch: Path) -> bool:
     return image_content(copies.last[disk]["image"], there["capacity"], scratch) == copies.content(disk)
 
 
+@BOTH
 def test_honest_tracking(copies: Copies, tmp_path: Path):
     """Some of what did not change is compared, and that is all there is to it."""
     copies.write(MIB, os.urandom(BLOCK))
@@ -120,6 +125,7 @@ def test_all_of_it(copies: Copies):
     assert result[1]["audit"]["checked_bytes"] == ODD
 
 
+@BOTH
 def test_bounds(copies: Copies):
     """What it may cost, and that it can be left out."""
     copies.write_unnoticed(0, os.urandom(4 * MIB))
@@ -145,19 +151,21 @@ def test_numbers_that_mean_nothing(copies: Copies, options, message):
     assert message in copies.copy(fail=True, **options)["msg"]
 
 
+@BOTH
 def test_nothing_unchanged(copies: Copies):
     copies.write(0, os.urandom(4 * MIB))
     whole, _idle = copies.night()
     assert (whole["kind"], whole["audit"]) == ("incremental", None)
 
 
+@BOTH
 def test_check_mode(copies: Copies):
     """It reads nothing, and tells the same keys."""
     copies.write(MIB, b"x")
     copies.look()
-    opens = copies.lab.vddk()["opens"]
+    opens = copies.opens()
     told = copies.copy(check=True)["disks"]
-    assert copies.lab.vddk()["opens"] == opens
+    assert copies.opens() == opens
     assert [disk["audit"] for disk in told] == [None, None]
     assert [set(disk) for disk in told] == [set(disk) for disk in copies.copy()["disks"]]
 
@@ -177,25 +185,33 @@ def test_image_below_that_cannot_be_read(copies: Copies, tmp_path: Path):
     assert is_right(copies, 0, tmp_path)
 
 
+@BOTH
 def test_interrupted_after_it(copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The full copy that a failed audit leads to is gone on with; the verdict stays."""
     monkeypatch.setattr(audit, "sample", lambda *args: [(0, BLOCK)])
     copies.write_unnoticed(0, os.urandom(4 * MIB))
     copies.look()
-    copies.lab.vddk(faults=[{"op": "read", "start": 3 * MIB, "length": 65536, "code": 4000, "count": 1000}])
+    fault = {"op": "read", "start": 3 * MIB, "length": 65536, "code": 4000, "count": 1000}
+    copies.lab.vddk(faults=[fault])
+    copies.lab.nfc(faults=[{**fault, "action": "error"}])
     failed = copies.copy(fail=True, request_depth=1)
     assert failed["failed_disks"][0]["code"] == 4000
     copies.lab.vddk(faults=[])
+    copies.lab.nfc(faults=[])
     liar = copies.copy()["disks"][0]
     assert (liar["kind"], liar["change_id"], liar["resumed"]) == ("full", None, True)
     assert is_right(copies, 0, tmp_path)
 
 
-@pytest.mark.parametrize("victim", ["module", "nbdcopy", "nbdkit", "qemu-nbd"])
+@pytest.mark.parametrize(
+    ("copies", "victim"),
+    [("native", "module"), ("vddk", "nbdcopy"), ("native", "nbdkit"), ("vddk", "nbdkit"), ("vddk", "qemu-nbd")],
+    indirect=["copies"],
+)
 def test_killed_in_its_middle(copies: Copies, tmp_path: Path, victim: str):
     """Whoever dies first, the others follow at once, and the next run does it all again."""
     copies.look()
-    copies.lab.vddk(latency_ms=400)
+    copies.slow(400)
     image = copies.last[0]["image"]
     child = os.fork()
     if child == 0:
@@ -203,7 +219,7 @@ def test_killed_in_its_middle(copies: Copies, tmp_path: Path, victim: str):
             copies.copy(disks=copies.changed[:1], audit=100, request_depth=1)
         os._exit(0)
     try:
-        wait_for(lambda: copies.lab.vddk()["open"], 60)
+        wait_for(lambda: copies.service()["open"], 60)
         time.sleep(0.5)  # some requests into it
         running = processes(image)
         names = {number: Path(f"/proc/{number}/comm").read_text().strip() for number in running}
@@ -215,6 +231,6 @@ def test_killed_in_its_middle(copies: Copies, tmp_path: Path, victim: str):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    copies.lab.vddk(latency_ms=0)
+    copies.slow(0)
     assert copies.copy(audit=100)["disks"][0]["audit"]["mismatches"] == 0
     assert is_right(copies, 0, tmp_path)

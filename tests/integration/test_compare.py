@@ -94,6 +94,7 @@ def test_one_byte(copies: Copies, offset: int, disk: int):
     assert (good["key"], good["identical"]) == (copies.keys[1 - disk], True)
 
 
+@BOTH
 def test_damaged_image(copies: Copies):
     copies.write(2 * MIB, b"text " * 100_000)
     image = copies.night()[0]["image"]

@@ -1,7 +1,11 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The data of first class disks: changed areas, copies into images and back, bit for bit, by both APIs and VI JSON."""
+"""The data of first class disks: changed areas, copies into images and back, bit for bit, by both APIs and VI JSON.
+
+Chains and lives are copied by VDDK and natively in turn, the rest by VDDK. What else is to be known of the native
+access to them is in test_nfc_fcd.py.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,7 @@ class Volume:
 
     def __init__(self, lab, run_module, name: str, directory: Path, tracking: bool = True) -> None:
         self.lab, self.run_module, self.name, self.directory = lab, run_module, name, directory
+        self.access, self._helper = "vddk", ""
         self.record = lab.create_fcd(name, SIZE, tracking=tracking, metadata={"cns.k8s.pv": name})
         self.id = self.record["id"]
         self.identity = {key: self.record[key] for key in ("id", "name", "datastore", "datastore_moid")}
@@ -54,8 +59,18 @@ class Volume:
     def look(self, **options: Any) -> dict[str, Any]:
         return self.run("disk_changed_areas", **options)
 
+    def natively(self, native: bool) -> None:
+        """Which way to the disk is taken from now on."""
+        self.access = "native" if native else "vddk"
+        if native and not self._helper:
+            self._helper = self.lab.create_vm(f"{self.name}-helper", disks=[MIB])["moid"]
+
     def copy(self, **options: Any) -> dict[str, Any]:
-        known = {"vddk_libdir": self.lab.vddk_libdir, "image_dir": str(self.directory), "disks": [{"disk": self.id}]}
+        known: dict[str, Any] = {"image_dir": str(self.directory), "disks": [{"disk": self.id}], "access": self.access}
+        if self.access == "vddk":
+            known["vddk_libdir"] = self.lab.vddk_libdir
+        else:
+            known["native_helper_vm"] = self._helper
         return self.run("vddk_copy", **{**known, **options})
 
     def backup(self, name: str, since: dict[str, Any] | None = None, **way: Any) -> dict[str, Any]:
@@ -70,7 +85,8 @@ class Volume:
         (disk,) = result["disks"]
         assert (disk["fcd_id"], result["fcd"]) == (self.id, self.identity)
         self.compare(disk["image"], snapshot)
-        if disk["bytes_read"]:
+        assert disk["access"] == self.access
+        if disk["bytes_read"] and self.access == "vddk":
             assert self.lab.vddk()["closed"][-1]["snapshot"] == snapshot
         self.lab.fcd_delete_snapshot(self.id, snapshot)
         return disk
@@ -163,6 +179,7 @@ def test_chain(volume, way, where):
     disk = volume.backup("0", **WAYS[way])
     assert (disk["kind"], disk["reason"]) == ("full", "no earlier restore point has this disk")
     for number in range(1, 4):
+        volume.natively(number % 2 == 1)
         volume.scribble(number)
         disk = volume.backup(str(number), disk, **WAYS[way])
         assert (disk["kind"], disk["reason"]) == ("incremental", None)
@@ -570,6 +587,7 @@ def test_any_life(make, seed):
     foreign: dict[str, bytes] = {}
 
     def backup() -> None:
+        volume.natively(chance.random() < 0.5)
         volume.look(tracking="enabled")
         disk = volume.backup(str(len(made)), made[-1][0] if made else None, **WAYS[chance.choice(list(WAYS))])
         made.append((disk, volume.content()))

@@ -75,7 +75,7 @@ def test_a_running_machine_with_a_snapshot(check, lab, machine, run_module):
         ({"host": "no-such-host.invalid"}, "connect", "cannot be resolved"),
         ({"thumbprint": "AA:" * 19 + "AA"}, "thumbprint", "not AA:AA"),
         ({"no_ssl": True}, "authd", "nfcssl"),
-        ({"maintenance": True}, "ticket", ""),
+        ({"maintenance": True}, "ticket", "gives no access"),
         ({"ticket_seconds": 0}, "authd", "530"),
         ({"capacity": 4 * MIB}, "capacity", "4194304"),
         ({"faults": [{"op": "read", "action": "drop", "count": 9}]}, "read", "512 bytes at 0"),

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas, nfc_tickets
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas, nfc_tickets, tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.tests import modules
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD
 
 MIB = 1 << 20
@@ -242,7 +243,7 @@ def test_a_ticket_that_expires_before_its_use(machine):
         ({"certificate_authd": True}, "CertificateRejected", "thumbprint"),
         ({"certificate_nfc": True}, "CertificateRejected", "thumbprint"),
         ({"no_ssl": True}, "NotSupported", "nfcssl"),
-        ({"maintenance": True}, "VsphereFault", ""),
+        ({"maintenance": True}, "VsphereFault", "maintenance mode"),
         ({"host": "no-such-host.invalid"}, "ConnectionFailed", "cannot be resolved"),
         ({"capacity": 16 * MIB}, "CopyFailed", "16777216 bytes instead of"),
     ],
@@ -303,6 +304,23 @@ def test_a_snapshot_that_is_removed_in_the_middle(machine):
     removed.join()
     assert failed["error_type"] in ("CopyFailed", "NotFound")
     assert failed["next_step"]
+
+
+def test_a_snapshot_that_went_before_the_end(machine, monkeypatch):
+    """Hosts may read on in a file that others write to by then."""
+    module = modules.load("vddk_copy")
+    real = module.jobs.run_all
+
+    def run_all(*arguments: Any) -> Any:
+        results = real(*arguments)
+        with Connection(Endpoint(**machine.lab.module_args())) as c:
+            tasks.wait(c, c.call(vim.vm.Snapshot(machine.snapshot, c.stub).RemoveSnapshot_Task, True), timeout=30)
+        return results
+
+    monkeypatch.setattr(module.jobs, "run_all", run_all)
+    failed = machine.copy(fail=True)
+    assert failed["error_type"] == "NotFound"
+    assert machine.snapshot in failed["msg"]
 
 
 def test_what_is_killed_leaves_nothing_that_runs(machine, tmp_path):

@@ -170,6 +170,20 @@ def test_what_a_killed_run_left_is_put_away(volume):
     volume.lab.destroy_fcd(other)
 
 
+def test_a_disk_that_a_killed_restore_left_on_the_helper(volume):
+    """Nobody knows whether it belongs there: it is written, and a warning says that it stays."""
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    (disk,) = volume.copy(snapshot=snapshot)["disks"]
+    volume.lab.fcd_delete_snapshot(volume.id, snapshot)
+    volume.lab.fcd_write(volume.id, 0, os.urandom(MIB))
+    volume.lab.attach_fcd(volume.id, volume.helper["moid"])
+    item = {"disk": volume.id, "image": disk["image"], "capacity": SIZE}
+    result = volume.copy(direction="restore", image_dir=None, disks=[item])
+    assert "is attached to the helper virtual machine" in str(result["warnings"])
+    volume.compare(disk["image"])
+    volume.lab.detach_fcd(volume.id)
+
+
 @pytest.mark.parametrize("direction", ["backup", "restore"])
 def test_a_copy_that_fails_leaves_nothing(volume, direction):
     snapshot = volume.lab.fcd_snapshot(volume.id, "ours")

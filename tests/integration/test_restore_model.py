@@ -4,7 +4,8 @@
 """Random lives of a VM: whatever happens, each restore point is what the disks were at its moment, bit for bit.
 
 Seeds make the sequences. ``HOLDFAST_SEQUENCES`` says how many are run, ``HOLDFAST_SEED`` which is the first, and
-``HOLDFAST_STEPS`` how long each is; ``HOLDFAST_SEED=7 HOLDFAST_SEQUENCES=1`` runs sequence 7 again.
+``HOLDFAST_STEPS`` how long each is; ``HOLDFAST_SEED=7 HOLDFAST_SEQUENCES=1`` runs sequence 7 again. In each of them,
+backups and restores are made by VDDK and natively in turn, and bad days come to both.
 """
 
 from __future__ import annotations
@@ -229,6 +230,7 @@ class Sequence:
         place = dice.randrange(max(len(disk.content) for disk in self.machine.disks.values()))
         reading = {"op": "read", "start": place, "length": MIB, "count": 1000}
         kind = dice.choice(("task", "call", "drop", "read", "library", "slow", "consolidation", "image"))
+        slow = {**reading, "count": 1}
         if kind == "task":
             fault = dice.choice(("FileFault", "TaskInProgress", "GenericVmConfigFault"))
             lab.fault(task=dice.choice(TASKS), fault=fault, count=dice.randint(1, 3))
@@ -240,10 +242,13 @@ class Sequence:
             lab.fault(method="*", drop=True, skip=dice.randrange(40))
         elif kind == "read":
             lab.vddk(faults=[{**reading, "code": 4}])
+            lab.nfc(faults=[{**reading, "action": "error", "code": 4}])
         elif kind == "library":
             lab.vddk(faults=[{**reading, "code": -1, "count": 1}])
+            lab.nfc(faults=[{**reading, "action": dice.choice(("drop", "torn")), "count": 1}])
         elif kind == "slow":
-            lab.vddk(latency_ms=20, callbacks="reversed", faults=[{**reading, "code": 36, "count": 1}])
+            lab.vddk(latency_ms=20, callbacks="reversed", faults=[{**slow, "code": 36}])
+            lab.nfc(latency_ms=20, order="mixed", faults=[{**slow, "action": "error", "code": 5}])
         elif kind == "consolidation":
             lab.tracking(fail_consolidation=dice.randint(1, 2))
         else:
@@ -254,6 +259,8 @@ class Sequence:
             assert lab.vddk()["violations"] == []
             lab.clear_faults()
             lab.vddk(reset=True)
+            assert lab.nfc()["violations"] == []
+            lab.nfc(reset=True)
             lab.tracking(**knobs)
             if "NotAuthenticated" in kind:  # who is told so logs in anew; the lab has not really ended the session
                 lab.expire_sessions()

@@ -34,6 +34,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_place
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json import ViJson
 
+_GONE = "Its virtual machine or snapshot was removed or changed meanwhile; run the backup again."
+
 Choose = Callable[[list[Disk]], list[Disk]]
 # Given who is to be warned of what is left: where each disk is now, as long as the block runs.
 Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
@@ -257,11 +259,14 @@ class VmOwner(Owner):
         there = vim.vm.Snapshot(snapshot, self.c.stub) if snapshot else self._vm
 
         def place(disk: Disk) -> Place:
-            read = self.c.retrieve([there], {type(there): ["config.hardware.device"]}).get(there, {})
+            try:
+                read = self.c.retrieve([there], {type(there): ["config.hardware.device"]}).get(there, {})
+            except NotFound as error:
+                raise NotFound(f"{self.called(disk)} cannot be opened: {error.message}", _GONE) from error
             found = from_devices(read.get("config.hardware.device", ()))
             now = next((one for one in found if (one.key, one.backing_uuid) == (disk.key, disk.backing_uuid)), None)
             if now is None:
-                raise NotFound(f"{self.called(disk)} is not there any more.", "It was removed meanwhile; run it again.")
+                raise NotFound(f"{self.called(disk)} is not there any more.", _GONE)
             return Place(self.identity["moid"], now.key, now.path)
 
         return lambda warn: contextlib.nullcontext(place)

@@ -55,6 +55,7 @@ class FcdPlace:
 
     def __init__(self, store: Store, disk: Fcd, snapshot: str | None, frozen: str | None, helper: str | None) -> None:
         self._store, self._disk, self._snapshot, self._frozen = store, disk, snapshot, frozen
+        self._helper_name = helper
         self._holder = self._find_holder()
         direct = self._holder is not None and (snapshot is None or self._is_frozen(self._holder))
         self._helper = None if direct or helper is None else self._find_helper(helper)
@@ -80,6 +81,11 @@ class FcdPlace:
         """
         if self._helper is None and self._holder is not None:
             holder = self._holder
+            if self._helper_name in (holder.name, holder.vm._GetMoId()):
+                warn(
+                    f"{self._disk.name} ({self._disk.id}) is attached to the helper virtual machine {holder.name}, and "
+                    "stays so. Detach it if a killed run left it there."
+                )
             yield lambda: self._direct(holder)
         elif self._snapshot is None:
             try:

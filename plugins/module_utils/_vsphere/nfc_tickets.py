@@ -126,6 +126,12 @@ class NfcTickets:
                     f"{self._c.endpoint.address} has no NFC service: {error.message}",
                     "Use VDDK for this server (access: vddk).",
                 ) from error
+            if error.details.get("fault") == "InvalidHostState":
+                raise VsphereFault(
+                    f"The host gives no access to disks now: {error.message}",
+                    "It is in maintenance mode or not connected: wait, or migrate the virtual machine to another host.",
+                    **error.details,
+                ) from error
             raise
 
     def _as_dict(self, ticket: Any) -> dict[str, Any]:

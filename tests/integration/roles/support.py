@@ -27,6 +27,8 @@ from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY, Lab
 
 MIB = 1 << 20
 BACKUP, RESTORE = "holdfast.backup.backup", "holdfast.backup.restore"
+WAYS = ("vddk", "native")
+ROLES = ("vm_backup", "vm_restore", "fcd_backup", "fcd_restore")
 Hosts = dict[str, dict[str, Any]]
 
 
@@ -141,11 +143,12 @@ class Run:
 class Site:
     """A lab, a repository for its VMs, and everything a run of a playbook leaves, below one directory.
 
-    :param library: directory of the stand-in for VDDK; None has the disks accessed natively
+    :param ways: to the disks; if there are both, hosts take them in turn
     """
 
-    def __init__(self, lab: Lab, home: Path, library: str | None) -> None:
-        self.lab, self.home, self.library = lab, home, library
+    def __init__(self, lab: Lab, home: Path, ways: Sequence[str] = WAYS) -> None:
+        self.lab, self.home, self.ways = lab, home, ways
+        self._turns: dict[str, int] = {}
         self.repository = home / "repository"
         self.repository.mkdir()
         self._runs = 0
@@ -160,9 +163,23 @@ class Site:
             made.write(number, disk["capacity"] - 512, os.urandom(512))
         return made
 
+    def library(self, way: str) -> str:
+        """The directory of the stand-in for VDDK, if that is the way."""
+        return self.lab.vddk_libdir if way == "vddk" else ""
+
+    def way(self, host: str) -> str:
+        """The way to the disks that it is a host's turn to take."""
+        turn = self._turns.setdefault(host, len(self._turns))
+        self._turns[host] += 1
+        return self.ways[turn % len(self.ways)]
+
+    def access(self, way: str) -> dict[str, str]:
+        """The variables of a host that takes this way."""
+        return {f"{role}_vddk_libdir": self.library(way) for role in ROLES}
+
     def variables(self) -> dict[str, Any]:
         """What all hosts of an inventory share."""
-        common = {"repository": str(self.repository), "vddk_libdir": self.library or ""}
+        common = {"repository": str(self.repository)}
         both = {f"vm_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
         return {**both, "vm_backup_copy_retries": 0}
 
@@ -178,7 +195,8 @@ class Site:
         directory = self.home / f"run-{self._runs}"
         directory.mkdir()
         children = {name: {"hosts": members} for name, members in groups.items()}
-        everything = {"hosts": hosts, "vars": self.variables(), "children": children}
+        chosen = {name: {**self.access(self.way(name)), **given} for name, given in hosts.items()}
+        everything = {"hosts": chosen, "vars": self.variables(), "children": children}
         (directory / "inventory.json").write_text(json.dumps({"all": everything}))
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.json", playbook]
         environment = {name: value for name, value in self._environment().items() if name not in without}
@@ -202,7 +220,8 @@ class Site:
 
     def backup(self, machine: Machine) -> None:
         """Make a restore point as the role does, in a tenth of the time."""
-        Chain(self.lab.module_args(), machine.moid, str(self.repository), self.library).backup(modules.run)
+        library = self.library(self.way(machine.name))
+        Chain(self.lab.module_args(), machine.moid, str(self.repository), library).backup(modules.run)
 
     def points(self, machine: Machine, repository: Path | None = None, whole: bool = True) -> list[dict[str, Any]]:
         """The restore points of a VM, oldest first, whole unless damage was done, with nothing beside them."""

@@ -1,7 +1,10 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Two nights of backups of VMs that are not as one would wish, or that were changed by day."""
+"""Two nights of backups of VMs that are not as one would wish, or that were changed by day.
+
+Each VM is copied by the other way to its disks in the second night.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 
 pytestmark = pytest.mark.timeout(600)
 
-ACCESS = ["vddk", "native"]
 ODD = MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
 

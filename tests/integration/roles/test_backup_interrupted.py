@@ -1,7 +1,11 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What happens to copies in their middle: connections, sessions, disks and processes go, space ends."""
+"""What happens to copies in their middle: connections, sessions, disks and processes go, space ends.
+
+Hosts that refuse, connections that break and sources that go are tried by both ways to the disks. Which process of a
+copy is killed has nothing to do with the way: the victims are divided between them.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +34,29 @@ pytestmark = pytest.mark.timeout(600)
 
 SIZE = 8 * MIB
 # Larger disks than the others, so that faults can be put where only these have bytes.
-SIZES = {"dropped": 12 * MIB, "refused": 16 * MIB}
-FAULTS = [
-    {"op": "read", "start": 9 * MIB, "length": MIB, "code": 14011, "count": 2},
-    {"op": "read", "start": 13 * MIB, "length": MIB, "code": 14009, "count": 1000},
-]
+SIZES = {"dropped": 12 * MIB, "reset": 12 * MIB, "refused": 16 * MIB, "rejected": 16 * MIB}
+FAULTS = {
+    "vddk": [
+        {"op": "read", "start": 9 * MIB, "length": MIB, "code": 14011, "count": 2},
+        {"op": "read", "start": 13 * MIB, "length": MIB, "code": 14009, "count": 1000},
+    ],
+    "native": [
+        {"op": "read", "start": 9 * MIB, "length": MIB, "action": "drop", "count": 2},
+        {"op": "read", "start": 13 * MIB, "length": MIB, "action": "error", "code": 7, "count": 1000},
+    ],
+}
+NATIVE = ("rejected", "unsnapped", "module", "reset", "again")
 # What the message must say of each that fails: cause and next step.
 FAILED = {
     "refused": ("14009", "902"),
+    "rejected": ("refused with the code 7", "hostd.log"),
     "gone": ("VIX_E_VM_NOT_FOUND", "run the backup again"),
-    "unsnapped": ("VIX_E_SNAPSHOT_NOTFOUND", "run the backup again"),
+    "unsnapped": ("snapshot-", "run the backup again"),
     "servers": ("1: The copy failed: nbdcopy was ended by SIGKILL", "2: The copy failed: qemu-nbd was", "journal"),
     "module": ("ended without a result", "journal"),
     "full": ("No space left", "Make room"),
 }
-SURVIVED = ("dropped", "again")
+SURVIVED = ("dropped", "reset", "again")
 
 
 @dataclass(frozen=True)
@@ -56,18 +68,15 @@ class Day:
 
 
 def _slow(site: Site) -> None:
-    """Copies of 512 KiB per quarter of a second."""
+    """Copies of 2 MiB per second."""
     site.lab.vddk(latency_ms=250, in_flight=1)
-
-
-def _readers(machine: Machine) -> list[int]:
-    """The processes of nbdkit that have a disk of the VM open."""
-    return [handle["pid"] for handle in machine.lab.vddk()["open"] if handle["vm"] == machine.moid]
+    site.lab.nfc(rate=2 * MIB)
 
 
 def _is_copied(machine: Machine) -> bool:
     """Whether all disks of a VM are being read."""
-    return len(_readers(machine)) == len(machine.disks)
+    handles = [*machine.lab.vddk()["open"], *machine.lab.nfc()["open"]]
+    return len([handle for handle in handles if handle["vm"] == machine.moid]) == len(machine.disks)
 
 
 def _copier(machine: Machine, program: str, disk: int = 0) -> int:
@@ -78,6 +87,12 @@ def _copier(machine: Machine, program: str, disk: int = 0) -> int:
         return next((number for number, args in processes(*words).items() if Path(args[0]).name == program), None)
 
     return wait_for(found)
+
+
+def _reader(machine: Machine) -> int:
+    """The process of nbdkit, which knows the disk only; nbdcopy has started it."""
+    copier = _copier(machine, "nbdcopy")
+    return next(number for number in processes("nbdkit", "python") if _parent(number) == copier)
 
 
 def _parent(process: int) -> int:
@@ -114,22 +129,23 @@ def day(site: Site, small: Path) -> Day:
     if os.geteuid():
         names.remove("full")
     machines = {name: site.machine(name, [SIZES.get(name, SIZE)] * (2 if name == "servers" else 1)) for name in names}
-    for name in ("refused", "unsnapped", "module"):
+    for name in ("refused", "rejected", "unsnapped", "module"):
         site.backup(machines[name])
         site.snapshot(machines[name])
     for machine in machines.values():
         for number, disk in enumerate(machine.disks):
             machine.write(number, 0, os.urandom(disk["capacity"]))
     held = {name: machine.contents() for name, machine in machines.items()}
-    site.lab.vddk(faults=FAULTS)
+    site.lab.vddk(faults=FAULTS["vddk"])
+    site.lab.nfc(faults=FAULTS["native"])
     _slow(site)
-    hosts: dict = {name: {} for name in names}
-    hosts["again"] = {"vm_backup_copy_retries": 1}
+    hosts: dict = {name: site.access("native" if name in NATIVE else "vddk") for name in names}
+    hosts["again"]["vm_backup_copy_retries"] = 1
     if "full" in hosts:
-        hosts["full"] = {"vm_backup_repository": str(small)}
+        hosts["full"]["vm_backup_repository"] = str(small)
     run = site.start(BACKUP, hosts)
     waiting = {
-        "again": lambda vm: os.kill(_readers(vm)[0], signal.SIGKILL),
+        "again": lambda vm: os.kill(_reader(vm), signal.SIGKILL),
         "servers": _kill_servers,
         "module": lambda vm: os.kill(_parent(_copier(vm, "nbdcopy")), signal.SIGKILL),
         "gone": lambda vm: site.lab.destroy_vm(vm.moid),
@@ -137,10 +153,11 @@ def day(site: Site, small: Path) -> Day:
         "dropped": lambda vm: (site.lab.expire_sessions(), site.lab.drop_connections()),
     }
     while waiting:
-        name = wait_for(lambda: next((name for name in waiting if _is_copied(machines[name])), None), 60)
+        name = wait_for(lambda: next((name for name in waiting if _is_copied(machines[name])), None), 200)
         waiting.pop(name)(machines[name])
     run.end(2)
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
     return Day(machines, run, held, small)
 
 
@@ -169,7 +186,7 @@ def test_nothing_is_left(site: Site, day: Day):
         if name != "gone":
             assert machine.snapshots == machine.foreign
         wait_for(lambda vm=machine: not processes(f"/{vm.uuid}/"))
-    for name in ("refused", "unsnapped", "module"):
+    for name in ("refused", "rejected", "unsnapped", "module"):
         assert len(site.points(day.machines[name])) == 1
 
 
@@ -199,10 +216,11 @@ def test_killed_playbook(site: Site):
     machine.write(0, 0, os.urandom(SIZE))
     _slow(site)
     killed = site.start(BACKUP, {"orphan": {}})
-    wait_for(lambda: _is_copied(machine), 60)
+    wait_for(lambda: _is_copied(machine), 200)
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
     assert leftovers(site.repository, machine.uuid)
     run = site.run(BACKUP, {"orphan": {}})
     assert [disk["kind"] for disk in run["orphan"].result["disks"]] == ["incremental"]

@@ -43,7 +43,7 @@ class BadDays:
     web: Machine
     stack: ExitStack
     machines: list[Machine] = field(default_factory=list)
-    watched: str = ""  # moid of the VM in the crooked lab
+    watched: list[str] = field(default_factory=list)  # moids of the VMs in the crooked lab
 
     def machine(self, name: str, disks: list[Any], **spec: Any) -> Machine:
         self.machines.append(self.site.machine(name, disks, **spec))
@@ -169,16 +169,25 @@ def library_broken(days: BadDays) -> dict[str, Any]:
     return {"vm_backup_vddk_libdir": str(root)}
 
 
-def wrong_thumbprint(days: BadDays) -> dict[str, Any]:
-    days.crooked.vddk(thumbprint=":".join(["00"] * 20))
+def in_crooked_lab(days: BadDays, name: str, library: str) -> dict[str, Any]:
     lab = days.crooked
-    days.watched = lab.create_vm("watched", disks=[MIB], tracking=True)["moid"]
+    days.watched.append(lab.create_vm(name, disks=[MIB], tracking=True)["moid"])
     return {
         "vm_backup_hostname": lab.hostname,
         "vm_backup_port": lab.port,
         "vm_backup_ca_path": lab.ca_file,
-        "vm_backup_vddk_libdir": lab.vddk_libdir,
+        "vm_backup_vddk_libdir": library,
     }
+
+
+def wrong_thumbprint(days: BadDays) -> dict[str, Any]:
+    days.crooked.vddk(thumbprint=":".join(["00"] * 20))
+    return in_crooked_lab(days, "watched", days.crooked.vddk_libdir)
+
+
+def wrong_thumbprint_of_a_host(days: BadDays) -> dict[str, Any]:
+    days.crooked.nfc(thumbprint=":".join(["00"] * 20))
+    return in_crooked_lab(days, "replaced", "")
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,7 @@ DAYS = [
     Day("misled", library_lib64, ("lib64", "parent")),
     Day("unreadable", library_broken, ("libvixDiskLib.so.8",)),
     Day("watched", wrong_thumbprint, ("watched", "thumbprint")),
+    Day("replaced", wrong_thumbprint_of_a_host, ("replaced", "thumbprint", "00:00", "reconnect")),
 ]
 
 
@@ -243,7 +253,7 @@ def test_nothing_is_left(refused: Run, days: BadDays):
     for machine in days.machines:
         assert machine.snapshots == machine.foreign
         assert list((days.site.repository / machine.uuid).glob("*")) == []
-    assert days.crooked.call("snapshots", vm=days.watched) == []
+    assert [days.crooked.snapshots(moid) for moid in days.watched] == [[], []]
     assert not (days.site.home / "absent").exists()
 
 

@@ -1,7 +1,10 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Nights of backups of first class disks: loose ones, attached ones, and bad days."""
+"""Nights of backups of first class disks: loose ones, attached ones, and bad days.
+
+Which disk is copied by which way is said in ``NATIVE``; the next night it is the other way.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.volumes import 
 pytestmark = pytest.mark.timeout(600)
 
 CLAIM = "pvc-8a1d2c3e-6a55-4c2e-9d0e-5f3f6f6f2b10"
+NATIVE = (CLAIM, "untracked", "apart", "unheard", "helpless")
 METADATA = {"cns.k8s.pvc.name": "data", "cns.k8s.pvc.namespace": "shop", "cns.containerCluster.clusterId": "c1"}
 # What the message must say of each that fails: object, cause and next step.
 FAILED = {
@@ -25,6 +29,8 @@ FAILED = {
     "twin": ("2 first class disks", "twin", "fcd_backup_id"),
     "frozen": ("No restore point of frozen was made", "Take the snapshot", "FileFault"),
     "unread": ("No restore point of unread was made", "14009", "902"),
+    "unheard": ("No restore point of unheard was made", "refused with the code 7", "hostd.log"),
+    "helpless": ("No restore point of helpless was made", "attached to no virtual machine", "native_helper_vm"),
     "stuck": ("is complete", "could not be removed", "the next run"),
 }
 
@@ -48,6 +54,8 @@ def disks(site: Site) -> dict[str, Volume]:
         "apart": volumes.volume(site, "apart", MIB),
         "frozen": volumes.volume(site, "frozen", MIB),
         "unread": volumes.volume(site, "unread", 16 * MIB),
+        "unheard": volumes.volume(site, "unheard", 16 * MIB),
+        "helpless": volumes.volume(site, "helpless", MIB),
         "stuck": volumes.volume(site, "stuck", MIB),
     }
     for _twin in range(2):
@@ -68,23 +76,29 @@ def workers(site: Site, disks: dict[str, Volume]) -> Run:
 @pytest.fixture(scope="module")
 def first(site: Site, disks: dict[str, Volume], workers: Run) -> Night:
     """A night that brings some disks bad days; the copy of another was killed before."""
-    site.lab.vddk(latency_ms=2000, in_flight=1)
-    killed = volumes.start(site, BACKUP, {CLAIM: {}})
-    wait_for(lambda: site.lab.vddk()["open"], 60)
+    site.lab.nfc(latency_ms=2000)
+    killed = volumes.start(site, BACKUP, {CLAIM: site.access("native")})
+    wait_for(lambda: site.lab.nfc()["open"], 200)
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
     assert leftovers(site.repository, disks[CLAIM].id)
     assert disks[CLAIM].snapshots
-    site.lab.vddk(reset=True, faults=[{"op": "read", "start": 13 * MIB, "length": MIB, "code": 14009, "count": 1000}])
-    disks["unread"].write(13 * MIB, b"bad")
+    fault = {"op": "read", "start": 13 * MIB, "length": MIB, "count": 1000}
+    site.lab.vddk(faults=[{**fault, "code": 14009}])
+    site.lab.nfc(reset=True, faults=[{**fault, "code": 7, "action": "error"}])
+    for name in ("unread", "unheard"):
+        disks[name].write(13 * MIB, b"bad")
     site.lab.fault(method="*CreateSnapshot*", fault="FileFault", object=disks["frozen"].id, count=0)
     site.lab.fault(method="*DeleteSnapshot*", fault="FileFault", object=disks["stuck"].id, count=0)
-    hosts = {name: {} for name in [*disks, *FAILED]}
+    hosts = {name: site.access("native" if name in NATIVE else "vddk") for name in [*disks, *FAILED]}
+    hosts["helpless"]["fcd_backup_native_helper_vm"] = ""
     hosts[disks["untracked"].id] = hosts.pop("untracked")
     held = {name: disk.content() for name, disk in disks.items()}
     run = volumes.run(site, BACKUP, hosts, rc=2)
     site.lab.clear_faults()
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
+    volumes.assert_helper_is_clean(site)
     return Night(run, disks, held)
 
 
@@ -97,8 +111,16 @@ def test_failed(first: Night, name: str):
 
 def test_every_restore_point_is_whole(site: Site, first: Night):
     for name, disk in first.disks.items():
-        held = [] if name in ("frozen", "unread", "shared") else [first.held[name]]
+        held = [] if name in ("frozen", "unread", "unheard", "helpless", "shared") else [first.held[name]]
         assert [volumes.content(point) for point in volumes.points(site, disk)] == held
+
+
+def test_full_copies_know_what_is_in_use(first: Night):
+    """Natively too, where change tracking can tell: of a loose disk through its copy, of one on a running machine."""
+    for name, allocation in ((CLAIM, "change_tracking"), ("apart", "change_tracking"), ("stuck", "library")):
+        [copied] = first.run[name].result["disks"]
+        way = "native" if name in NATIVE else "vddk"
+        assert (copied["access"], copied["transport"], copied["allocation"]) == (way, "nbdssl", allocation), name
 
 
 def test_no_snapshot_is_left(first: Night):
@@ -147,7 +169,8 @@ def second(site: Site, first: Night) -> Night:
     unfinished = {"id": disks["apart"].id, "stamp": {"job": "fcd_restore"}}
     modules.run("fcd_snapshot", {**site.lab.module_args(), **unfinished})
     held = {name: disk.content() for name, disk in disks.items()}
-    return Night(volumes.run(site, BACKUP, {name: {} for name in names}), disks, held)
+    hosts = {name: site.access("vddk" if name in NATIVE else "native") for name in names}
+    return Night(volumes.run(site, BACKUP, hosts), disks, held)
 
 
 def test_next_night_copies_what_changed(site: Site, second: Night):

@@ -1,7 +1,10 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Restores of first class disks: which point, to what, what is refused, and what failures and kills leave."""
+"""Restores of first class disks: which point, to what, what is refused, and what failures and kills leave.
+
+The hosts in ``NATIVE`` take that way to the disks, so that a new disk, one in place and a failure are tried by both.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.timeout(600)
 
 CLAIM = "pvc-0b7c9d51-2f64-4f0e-8a3e-7c5d1e2f3a4b"
 METADATA = {"cns.k8s.pvc.name": "data", "cns.k8s.pvc.namespace": "shop"}
+NATIVE = ("back", "worked", "unwritten-natively")
 FLAGS = {"keep_after_delete_vm": True, "enable_changed_block_tracking": True, "disable_relocation": True}
 
 
@@ -119,6 +123,10 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
             {"fcd": "stubborn", "name": "n3"},
             ("stubborn was not restored", "Nothing of it was left behind", "DISK_FULL"),
         ),
+        "unwritten-natively": Case(
+            {"fcd": "stubborn", "name": "n4"},
+            ("stubborn was not restored", "Nothing of it was left behind", "refused with the code 8"),
+        ),
     }
 
 
@@ -130,13 +138,20 @@ def past_vm_point(site: Site, past: Past) -> str:
 @pytest.fixture(scope="module")
 def restored(site: Site, cases: dict[str, Case]) -> Run:
     """All cases in one run. Writing behind the end of the small disks fails."""
-    site.lab.vddk(faults=[{"op": "write", "start": 9 * MIB, "length": MIB, "code": 8, "count": 1000}])
+    fault = {"op": "write", "start": 9 * MIB, "length": MIB, "code": 8, "count": 1000}
+    site.lab.vddk(faults=[fault])
+    site.lab.nfc(faults=[{**fault, "action": "error"}])
     hosts = {
-        name: {f"fcd_restore_{option}": value for option, value in case.variables.items()}
+        name: {
+            **site.access("native" if name in NATIVE else "vddk"),
+            **{f"fcd_restore_{option}": value for option, value in case.variables.items()},
+        }
         for name, case in cases.items()
     }
     run = volumes.run(site, RESTORE, hosts, rc=2)
     site.lab.vddk(reset=True)
+    site.lab.nfc(reset=True)
+    volumes.assert_helper_is_clean(site)
     return run
 
 
@@ -239,8 +254,9 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
         "same": {"fcd_restore_fcd": "stubborn", "fcd_restore_to": "same"},
     }
     site.lab.vddk(latency_ms=5000, in_flight=1)  # both are in the middle of their copies at the same time
-    killed = volumes.start(site, RESTORE, wanted)
-    wait_for(lambda: len(site.lab.vddk()["open"]) == 2, 60)
+    by_vddk = {name: {**options, **site.access("vddk")} for name, options in wanted.items()}
+    killed = volumes.start(site, RESTORE, by_vddk)
+    wait_for(lambda: len(site.lab.vddk()["open"]) == 2, 200)
     handles = site.lab.vddk()["open"]
     copiers = processes(f"/{past.disks['stubborn'].id}/")
     os.killpg(killed.process.pid, signal.SIGKILL)
@@ -249,7 +265,9 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     killed.process.wait()
     site.lab.vddk(reset=True)
     [begun] = [fcd for fcd in site.lab.fcds() if fcd["name"] == "again"]
-    run = volumes.run(site, RESTORE, wanted)
+    natively = {name: {**options, **site.access("native")} for name, options in wanted.items()}
+    run = volumes.run(site, RESTORE, natively)
+    volumes.assert_helper_is_clean(site)
     assert run["stubborn"].result["fcd"]["id"] == begun["id"]
     assert site.lab.fcd_read(begun["id"]) == past.held["stubborn"] == past.disks["stubborn"].content()
     assert past.disks["stubborn"].snapshots == []

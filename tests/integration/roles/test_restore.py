@@ -57,7 +57,7 @@ def _backup_while_disks_are_added(site: Site, machine: Machine) -> None:
             args = {**args, "unprotected": [{"label": "Hard disk 9", "reason": "raw"}]}
         return modules.run(module, args)
 
-    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.library).backup(run)
+    Chain(site.lab.module_args(), machine.moid, str(site.repository), site.library(site.ways[0])).backup(run)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def cases(site: Site, past: Past) -> dict[str, Case]:
     shared = site.home / "shared"
     shared.mkdir()
     shared.chmod(0o755)
-    full = "VIX_E_DISK_FULL" if site.library else "code 8"
+    full = "VIX_E_DISK_FULL" if site.ways == ("vddk",) else "code 8"
     to_images = {"vm": "web", "to": "images", "image_dir": str(site.home / "images")}
     mapped = {
         "folder": "restored/here",

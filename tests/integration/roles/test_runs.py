@@ -40,7 +40,7 @@ CHECK = ["--check", "--diff"]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site whose vCenter has a password that nothing else looks like."""
     with Lab.start(datastores=2, password=SECRET) as lab:
-        yield Site(lab, tmp_path_factory.mktemp("site"), lab.vddk_libdir)
+        yield Site(lab, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")

@@ -210,9 +210,8 @@ def test_restore_points_of_another_vcenter(site: Site):
     stranger, moved = (site.machine(name, [MIB]) for name in ("stranger", "moved"))
     for machine in (stranger, moved):
         options = {"restore_point": {"vcenter": ELSEWHERE}}
-        Chain(site.lab.module_args(), machine.moid, str(site.repository), site.lab.vddk_libdir, options).backup(
-            modules.run
-        )
+        library = site.library(site.way(machine.name))
+        Chain(site.lab.module_args(), machine.moid, str(site.repository), library, options).backup(modules.run)
     run = site.run(BACKUP, {"stranger": {}, "moved": {"vm_backup_moved": True}}, rc=2)
     message = run["stranger"].message
     assert ELSEWHERE in message

@@ -22,6 +22,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
 )
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
+HELPER = "helper of the native access"
 BACKUP, RESTORE = "holdfast.backup.fcd_backup", "holdfast.backup.fcd_restore"
 
 
@@ -71,9 +72,23 @@ def volume(site: Site, name: str, size: int, **spec: Any) -> Volume:
     return disk
 
 
+def helper(site: Site) -> str:
+    """The VM that disks are attached to for the native access, made when it is first needed."""
+    if HELPER not in site.vms():
+        site.lab.create_vm(HELPER, disks=[1 << 20])
+    return HELPER
+
+
+def assert_helper_is_clean(site: Site) -> None:
+    """No disk is left on it, no copy for reading anywhere, no disk open on a host."""
+    assert [disk["label"] for disk in site.lab.vm(site.vms()[HELPER])["disks"]] == ["Hard disk 1"]
+    assert [fcd["name"] for fcd in site.lab.fcds() if fcd["name"].startswith("holdfast.backup")] == []
+    assert site.lab.nfc()["open"] == []
+
+
 def variables(site: Site) -> dict[str, Any]:
     """What all hosts of an inventory of first class disks share."""
-    common = {"repository": str(site.repository), "vddk_libdir": site.library or ""}
+    common = {"repository": str(site.repository), "native_helper_vm": helper(site)}
     both = {f"fcd_{role}_{name}": value for role in ("backup", "restore") for name, value in common.items()}
     return {**both, "fcd_backup_copy_retries": 0}
 
@@ -103,7 +118,8 @@ def backup(site: Site, disk: Volume) -> None:
         json.dump(record, file)
     of_snapshot = {**chosen, "snapshot": taken["id"]}
     areas = modules.run("disk_changed_areas", {**of_snapshot, "since": started["since"], "areas_dir": point["path"]})
-    copy = {"disks": areas["disks"], "image_dir": point["path"], "vddk_libdir": site.library or ""}
+    copy = {"disks": areas["disks"], "image_dir": point["path"], "native_helper_vm": helper(site)}
+    copy["vddk_libdir"] = site.library(site.way(disk.name))
     copied = modules.run("vddk_copy", {**of_snapshot, **copy})
     modules.run("fcd_snapshot", {**vcenter, "id": disk.id, "state": "absent", "stamp": {"job": "test"}})
     done = {"state": "completed", "id": point["id"], "run": point["run"], "fcd": found["fcd"], "disks": copied["disks"]}
