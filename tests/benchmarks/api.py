@@ -1,46 +1,32 @@
 # Copyright (c) 2026 the holdfast.backup authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Requests and wall time of each module, idle and acting, in small and large inventories, beside the peers.
+"""Requests and wall time of each of our modules, idle and acting, in small and large inventories.
 
-Every module runs in a process of its own, from Python's start to its end; the lab counts the requests.
+Every module runs in a process of its own, from Python's start to its end; the lab counts the requests. What others have
+of it too, is in ``snapshots``.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.holdfast.backup.tests.benchmarks import measure
-from ansible_collections.holdfast.backup.tests.benchmarks.machine import (
-    MIB,
-    OURS,
-    Machine,
-    empty,
-    run_module,
-    setting,
-    workplace,
-)
+from ansible_collections.holdfast.backup.tests.benchmarks.counting import Counter
+from ansible_collections.holdfast.backup.tests.benchmarks.machine import MIB, Machine, empty, setting, workplace
 from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
-from ansible_collections.holdfast.backup.tests.lab.client import BUILD, Lab
+from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
-PEERS = BUILD / "peers"
-COLLECTIONS = ("community.vmware", "vmware.vmware")
-NEWEST_PYTHON = "3.14"  # the newest `ansible` asks for a newer Python than its collections do
 MOST_IDLE = 8  # requests
 
 
 def section() -> Section:
     """Measure all sizes of inventory."""
     runs, sizes = int(setting("RUNS", "3")), [int(size) for size in setting("VMS", "10,2000").split(",")]
-    report = Section("Requests and time of each module", {"runs": runs, **_get_peers()})
+    report = Section("Requests and time of each module", {"runs": runs})
     place = workplace("api", 0, in_memory=False)
     found: dict[tuple[str, str, str], dict[int, Any]] = {}
     try:
@@ -49,45 +35,15 @@ def section() -> Section:
                 counter = Counter(lab)
                 for run in range(runs):
                     _ours(counter, Machine(lab, f"bench-{run}", 64 * MIB), empty(place / f"repository-{size}-{run}"))
-                    for collection in COLLECTIONS:
-                        _peer(counter, collection, f"peer-{collection}-{run}")
                 for step, results in counter.found.items():
                     found.setdefault(step, {})[size] = results
     finally:
         shutil.rmtree(place.parent, ignore_errors=True)
-    for (what, state, collection), by_size in sorted(found.items()):
-        report.rows.append({"what": what, "state": state, "collection": collection, **_columns(by_size)})
+    for (what, state, _ours_all), by_size in sorted(found.items()):
+        report.rows.append({"what": what, "state": state, **_columns(by_size)})
     report.raw = {" / ".join(step): results for step, results in found.items()}
     _judge(report, found)
     return report
-
-
-class Counter:
-    """Runs modules against a lab and remembers what each cost."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-
-    def step(self, what: str, state: str, module: str, /, **args: Any) -> dict[str, Any]:
-        """Run a module of ours, or one whose collection is named; returns its result.
-
-        :param what: the job that is done, the same for all collections
-        :param state: ``acting`` or ``idle``, which the module must confirm
-        """
-        collection = OURS if "." not in module else module.rpartition(".")[0]
-        self.lab.requests(reset=True)
-        result, cost = run_module(module, args, {"SSL_CERT_FILE": self.lab.ca_file})
-        assert state == "info" or result.get("changed", False) == (state == "acting"), (module, state, result)
-        self.found.setdefault((what, state, collection), []).append(
-            {**self._requests(), "seconds": cost.seconds, "cpu": cost.cpu}
-        )
-        return result
-
-    def _requests(self) -> dict[str, int]:
-        """All requests, and those of them that wait for a task: their number depends on its progress."""
-        seen = self.lab.requests()
-        return {"requests": seen["total"], "waits": seen["methods"].get("WaitForUpdatesEx", 0)}
 
 
 def _ours(counter: Counter, machine: Machine, repository: Path) -> None:
@@ -139,22 +95,6 @@ def _make_anew(counter: Counter, machine: Machine, config: Path) -> None:
         counter.step("remove an unfinished VM", state, "vm_config", state="absent", **name)
 
 
-def _peer(counter: Counter, collection: str, name: str) -> None:
-    """What a peer has of it, on a VM of its own."""
-    lab = counter.lab
-    connection = {key: value for key, value in lab.module_args().items() if key != "ca_path"}
-    vm = {**connection, "moid": lab.create_vm(name, disks=[MIB])["moid"], "datacenter": "DC0"}
-    named = {**connection, "name": name, "datacenter": "DC0", "folder": "/DC0/vm"}
-    prefix = "vmware_guest" if collection == "community.vmware" else "vm"
-    module, info = f"{collection}.{prefix}_snapshot", f"{collection}.{prefix}_snapshot_info"
-    for state in ("acting", "idle"):
-        counter.step("create a snapshot", state, module, snapshot_name="bench", **vm)
-    counter.step("list snapshots", "info", info, **vm)
-    counter.step("list snapshots, VM by name", "info", info, **named)
-    for state in ("acting", "idle"):
-        counter.step("remove a snapshot", state, module, state="absent", snapshot_name="bench", **vm)
-
-
 def _columns(by_size: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
     def middle(key: str) -> dict[int, float]:
         return {size: measure.median([one[key] for one in found]) for size, found in by_size.items()}
@@ -165,42 +105,13 @@ def _columns(by_size: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def _judge(report: Section, found: dict[tuple[str, str, str], dict[int, list[dict[str, float]]]]) -> None:
-    ours = {step: by_size for step, by_size in found.items() if step[2] == OURS}
     idle = [
-        one["requests"] for step, by_size in ours.items() if step[1] != "acting" for one in chain(*by_size.values())
+        one["requests"] for step, by_size in found.items() if step[1] != "acting" for one in chain(*by_size.values())
     ]
     report.at_most("most requests of a module that changes nothing", max(idle), MOST_IDLE)
-    growth = [_acts(by_size[max(by_size)]) - _acts(by_size[min(by_size)]) for by_size in ours.values()]
+    growth = [_acts(by_size[max(by_size)]) - _acts(by_size[min(by_size)]) for by_size in found.values()]
     report.at_most("most requests more in the largest inventory, waiting aside", max(growth), 0)
 
 
 def _acts(found: list[dict[str, float]]) -> float:
     return measure.median([one["requests"] - one["waits"] for one in found])
-
-
-def _get_peers() -> dict[str, str]:
-    """Unpack the peers from the newest `ansible` package; returns their versions."""
-    if not any(PEERS.glob("*.whl")):
-        options = ["--no-deps", "--only-binary=:all:", "--python-version", NEWEST_PYTHON, "--dest", str(PEERS)]
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-            "download",
-            *options,
-            "ansible",
-        ]
-        subprocess.run(command, check=True)
-    wheel = max(PEERS.glob("*.whl"))
-    roots = tuple(f"ansible_collections/{collection.replace('.', '/')}/" for collection in COLLECTIONS)
-    with zipfile.ZipFile(wheel) as package:
-        package.extractall(PEERS, [name for name in package.namelist() if name.startswith(roots)])
-    return {"ansible": wheel.name.split("-")[1], **dict(_versions(roots))}
-
-
-def _versions(roots: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for collection, root in zip(COLLECTIONS, roots):
-        manifest = json.loads((PEERS / root / "MANIFEST.json").read_text())
-        yield collection, manifest["collection_info"]["version"]

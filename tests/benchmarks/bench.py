@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.tests.benchmarks import (
     native,
     retention,
     role,
+    snapshots,
     verification,
 )
 from ansible_collections.holdfast.backup.tests.benchmarks.report import Section
@@ -33,6 +34,7 @@ SECTIONS = {
     "changes": changes.section,
     "native": native.section,
     "api": api.section,
+    "snapshots": snapshots.section,
     "role": role.section,
     "retention": retention.section,
     "verification": verification.section,

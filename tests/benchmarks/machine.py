@@ -30,10 +30,14 @@ def setting(name: str, default: str) -> str:
 
 def run_module(name: str, args: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> tuple[dict, Cost]:
     """Run a module, of ours if no collection is named, and return its result and what it cost."""
-    collection, dummy, module = (name if "." in name else f"{OURS}.{name}").rpartition(".")
-    task = {"module": f"ansible_collections.{collection}.plugins.modules.{module}", "args": dict(args)}
-    cost = measure.run([sys.executable, RUNNER], json.dumps(task), environment)
+    cost = measure.run([sys.executable, RUNNER], task(name, args), environment)
     return json.loads(cost.output.strip().splitlines()[-1]), cost
+
+
+def task(name: str, args: Mapping[str, Any]) -> str:
+    """What ``RUNNER`` reads, to run a module of ours or of the collection that is named."""
+    collection, dummy, module = (name if "." in name else f"{OURS}.{name}").rpartition(".")
+    return json.dumps({"module": f"ansible_collections.{collection}.plugins.modules.{module}", "args": dict(args)})
 
 
 class Machine:
