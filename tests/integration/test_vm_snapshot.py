@@ -12,85 +12,21 @@ import time
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import sdk, stamps, tasks
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.tests.integration.snapshot_machine import (
+    KEYS,
+    Machine,
+    machines,
+    planned,
+    tree,
+)
 
-KEYS = {
-    "changed",
-    "consolidation_needed",
-    "current_snapshot",
-    "diff",
-    "power_state",
-    "removed",
-    "renamed",
-    "result",
-    "reverted",
-    "seconds",
-    "snapshot",
-    "snapshot_results",
-    "snapshots",
-    "task",
-    "vm",
-}
 POLICIES = ("fail", "warn", "crash_consistent")
-
-
-class Machine:
-    """A VM of the lab and the modules run on it."""
-
-    def __init__(self, lab, run_module, **spec):
-        given = {"disks": [1 << 20], "power": "poweredOn", "tools": "running", "tracking": True, **spec}
-        self.lab = lab
-        self.name = f"quiescent-{time.monotonic_ns()}"  # a name is no fault's text
-        self.record = lab.create_vm(self.name, **given)
-        self.moid = self.record["moid"]
-        self._run_module = run_module
-
-    def run(self, module="vm_snapshot", check=False, diff=False, fail=False, **args):
-        """Options that are None are left out."""
-        given = {**self.lab.module_args(), "moid": self.moid, **args}
-        given = {option: value for option, value in given.items() if value is not None}
-        return self._run_module(module, given, check=check, diff=diff, fail=fail)
-
-    def take(self, name, **args):
-        return self.run(snapshot_name=name, **args)["snapshot"]
-
-    def names(self):
-        return sorted(snapshot["name"] for snapshot in self.lab.snapshots(self.moid))
-
-    def current(self):
-        """The name of the snapshot that it runs on."""
-        return self.run("vm_snapshot_info")["current_snapshot"]["name"]
-
-    def requests(self):
-        return self.lab.requests()["total"]
-
-    def session(self):
-        """A connection of somebody else's."""
-        return Connection(Endpoint(**self.lab.module_args()))
-
-    def managed(self, c):
-        return sdk.vim.VirtualMachine(self.moid, c.stub)
-
-
-def planned(result):
-    """What check mode can know of a result."""
-    return {key: value for key, value in result.items() if key not in ("task", "result", "seconds")}
 
 
 @pytest.fixture
 def machine(lab, run_module):
-    made = []
-
-    def make(**spec):
-        made.append(Machine(lab, run_module, **spec))
-        lab.requests(reset=True)
-        return made[-1]
-
-    yield make
-    lab.clear_faults()
-    for one in made:
-        lab.destroy_vm(one.moid)
-    assert lab.sessions() == []
+    yield from machines(lab, run_module)
 
 
 @pytest.fixture
@@ -198,12 +134,24 @@ def test_check_mode_of_a_removal(vm):
     assert not vm.run(snapshot_name="one", state="absent", check=True)["changed"]
 
 
-@pytest.mark.parametrize("name", ["VM Snapshot 05/11/2024, 10:00:00", "100% \\ ünï 漢字"])
-def test_odd_names(vm, name):
+@pytest.mark.parametrize("escapes", [False, True])
+@pytest.mark.parametrize("name", ["VM Snapshot 05/11/2024, 10:00:00", "100% \\ ünï 漢字", "50%20off"])
+def test_odd_names(vm, name, escapes):
+    """Whether the server stores them escaped or as they are."""
+    vm.lab.tracking(escape_names=escapes)
     assert vm.take(name)["name"] == name
     assert not vm.run(snapshot_name=name)["changed"]
-    assert vm.run(snapshot_name=name, state="absent")["changed"]
+    assert vm.run(snapshot_name=name, state="revert")["snapshot"]["name"] == name
+    assert vm.run(snapshot_name=name, new_snapshot_name=f"{name}/2")["snapshot"]["name"] == f"{name}/2"
+    assert not vm.run(snapshot_name=name, new_snapshot_name=f"{name}/2")["changed"]
+    assert vm.run(snapshot_name=f"{name}/2", state="absent")["changed"]
     assert vm.names() == []
+
+
+def test_a_name_that_the_client_had_escaped_before_vcenter_did(vm):
+    vm.lab.take_snapshot(vm.moid, "VM Snapshot 05%252f11%252f2024")
+    assert not vm.run(snapshot_name="VM Snapshot 05/11/2024")["changed"]
+    assert vm.run(snapshot_name="VM Snapshot 05/11/2024", state="absent")["changed"]
 
 
 def test_rename_and_describe(vm):
@@ -216,6 +164,20 @@ def test_rename_and_describe(vm):
     assert described["snapshot"] == {**made, "name": "two", "description": ""}
     assert vm.lab.snapshots(vm.moid)[0]["description"] == stamps.join("", stamps.Stamp("j", "r"))
     assert vm.run(snapshot_name="two")["snapshot"]["moid"] == made["moid"]
+
+
+@pytest.mark.parametrize("option", ["description", "new_description"])
+def test_a_description_is_cleared(vm, option):
+    vm.take("one", description="first")
+    assert vm.run(snapshot_name="one", **{option: ""})["renamed"]
+    assert vm.lab.snapshots(vm.moid)[0]["description"] == ""
+    assert not vm.run(snapshot_name="one", **{option: ""})["changed"]
+
+
+def test_a_new_description_is_only_for_one_that_exists(vm):
+    assert vm.run(snapshot_name="one", new_description="x", fail=True)["error_type"] == "NotFound"
+    vm.take("one", description="first")
+    assert vm.run(snapshot_name="one", description="x", new_description="y")["snapshot"]["description"] == "y"
 
 
 def test_rename_in_check_mode(vm):
@@ -391,15 +353,54 @@ def test_free_space(vm):
     assert "is no size" in vm.run(snapshot_name="two", min_free_space="much", fail=True)["msg"]
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_free_space_for_the_memory(machine, memory):
+    """Its image goes to the working directory, beside what each datastore must keep free."""
+    vm = machine(memory_mb=64, datastore="LocalDS_0", disks=[1 << 20, {"size": 1 << 20, "datastore": "LocalDS_1"}])
+    capacity = 1 << 40
+    for number, free in enumerate([(1 << 30) + (64 << 20) - 1, 1 << 30]):
+        vm.lab.datastore(f"LocalDS_{number}", free=free, capacity=capacity)
+    try:
+        result = vm.run(snapshot_name="one", memory_dump=memory, min_free_space="1GB", fail=memory)
+        assert not memory or f"LocalDS_0 has {(1 << 30) + (64 << 20) - 1} of" in result["msg"]
+        vm.lab.datastore("LocalDS_1", free=(1 << 30) - 1, capacity=capacity)
+        result = vm.run(snapshot_name="two", min_free_space="1GB", fail=True, check=True)
+        assert "LocalDS_1 has" in result["msg"]
+    finally:
+        for number in (0, 1):
+            vm.lab.datastore(f"LocalDS_{number}", free=capacity, capacity=capacity)
+
+
+def test_free_space_of_a_working_directory_elsewhere(vm):
+    with vm.session() as c:
+        files = sdk.vim.vm.FileInfo(snapshotDirectory="[LocalDS_1] elsewhere/")
+        spec = sdk.vim.vm.ConfigSpec(files=files)
+        tasks.wait(c, vm.managed(c).ReconfigVM_Task(spec), timeout=10)
+    vm.lab.datastore("LocalDS_1", free=1, capacity=1 << 40)
+    try:
+        result = vm.run(snapshot_name="one", min_free_space="1KB", fail=True)
+        assert "LocalDS_1 has 1 of" in result["msg"]
+    finally:
+        vm.lab.datastore("LocalDS_1", free=1 << 40, capacity=1 << 40)
+
+
+@pytest.mark.parametrize("policy", ["fail", "warn", "ignore"])
+@pytest.mark.parametrize("check", [False, True])
+def test_disks_that_a_snapshot_leaves_out(machine, policy, check):
+    vm = machine(disks=[1 << 20, {"size": 1 << 20, "mode": "independent_persistent"}])
+    result = vm.run(snapshot_name="one", unprotected_disks=policy, fail=policy == "fail", check=check)
+    told = result["msg"] if policy == "fail" else str(result.get("warnings", ""))
+    assert ("Hard disk 2 (independent disk" in told) == (policy != "ignore")
+    assert vm.names() == ([] if check or policy == "fail" else ["one"])
+
+
+def test_fault_tolerance_forbids_snapshots(machine):
+    vm = machine(fault_tolerance=True)
+    assert "fault tolerance" in vm.run(snapshot_name="one", fail=True)["msg"]
+    assert "createSnapshot" not in str(vm.lab.requests()["methods"])
+
+
 # absent
-
-
-def tree(vm):
-    """a - b - c, of which b and c are stamped."""
-    a = vm.take("a")
-    b = vm.take("b", stamp={"job": "nightly", "run": "r1", "expires_in": "7d"})
-    c = vm.take("c", stamp={"job": "nightly", "run": "r2", "expires_in": "0"})
-    return a, b, c
 
 
 @pytest.mark.parametrize(
@@ -482,6 +483,37 @@ def test_consolidation_that_fails_is_a_warning(vm):
     assert "need consolidation" in str(result["warnings"][1])
     later = vm.run(snapshot_name="one", state="absent")
     assert "need consolidation" in str(later["warnings"])
+
+
+def test_disks_that_need_no_consolidation(vm):
+    result = vm.run(state="consolidated")
+    assert (result["changed"], result["task"], result["consolidation_needed"]) == (False, None, False)
+
+
+def needs_consolidation(vm):
+    vm.lab.tracking(fail_consolidation=1)
+    vm.lab.call("remove_snapshot", vm=vm.moid, snapshot=vm.take("one")["moid"])
+
+
+def test_disks_that_need_it_are_consolidated(vm):
+    needs_consolidation(vm)
+    plan = vm.run(state="consolidated", check=True)
+    assert vm.run("vm_snapshot_info")["consolidation_needed"]
+    done = vm.run(state="consolidated")
+    assert planned(plan) == planned(done)
+    assert done["diff"]["before"] == {**done["diff"]["after"], "consolidation_needed": True}
+    assert (done["changed"], done["task"]["state"]) == (True, "success")
+    assert not vm.run(state="consolidated")["changed"]
+
+
+@pytest.mark.parametrize(("failures", "retries"), [(2, 2), (2, 1), (1, 0)])
+def test_consolidation_is_tried_again(vm, failures, retries):
+    needs_consolidation(vm)
+    vm.lab.fault(task="consolidate*", fault="FileLocked", fields={"file": "[ds] x"}, count=failures)
+    failed = failures > retries
+    result = vm.run(state="consolidated", retries=retries, retry_delay=0, fail=failed)
+    assert vm.lab.requests()["methods"]["ConsolidateVMDisks_Task"] == retries + 1
+    assert result["fault"] == "FileLocked" if failed else result["changed"]
 
 
 def test_a_removal_waits_for_a_task_in_progress(vm):
@@ -587,6 +619,39 @@ def test_the_power_state_after_it(vm, memory, options, power):
     plan = vm.run(snapshot_name="one", state="revert", check=True, **options)
     done = vm.run(snapshot_name="one", state="revert", **options)
     assert plan["power_state"] == done["power_state"] == vm.lab.vm(vm.moid)["power"] == power
+
+
+@pytest.mark.parametrize("by", ["name", "moid"])
+def test_the_host_on_which_it_goes_on(vm, by):
+    vm.take("one", memory_dump=True)
+    with vm.session() as c:
+        here = vm.managed(c).runtime.host
+        view = c.content.viewManager.CreateContainerView(c.content.rootFolder, [sdk.vim.HostSystem], True)
+        there = next(host for host in view.view if host != here)
+        names = {"name": there.name, "moid": there._GetMoId()}
+        assert vm.run(snapshot_name="one", state="revert", host=names[by])["power_state"] == "poweredOn"
+        assert vm.managed(c).runtime.host == there
+
+
+def test_a_host_that_is_not_there(vm):
+    vm.take("one")
+    assert "There is no host nowhere" in vm.run(snapshot_name="one", state="revert", host="nowhere", fail=True)["msg"]
+
+
+def test_a_machine_that_does_not_start_after_it(vm):
+    vm.take("one")
+    vm.lab.fault(task="powerOn", fault="InsufficientMemoryResourcesFault", fields={"unreserved": 0, "requested": 1})
+    result = vm.run(snapshot_name="one", state="revert", power="on", fail=True)
+    assert result["reverted"]
+    assert "was reverted to one" in result["msg"]
+    assert "is poweredOff" in result["msg"]
+
+
+def test_a_revert_whose_reply_is_lost_is_not_done_twice(vm, monkeypatch):
+    vm.take("one")
+    LosesReply(monkeypatch, "RevertToSnapshot_Task")
+    assert vm.run(snapshot_name="one", state="revert")["reverted"]
+    assert vm.lab.requests()["methods"]["RevertToSnapshot_Task"] == 1
 
 
 def test_a_power_state_that_contradicts_itself(vm):

@@ -152,6 +152,7 @@ class Changes:
         quiesce, more = snapshot_tasks.plan_quiesce(self.properties, wish)
         if not self.check and self.waits:
             after, record, more = snapshot_tasks.create(self.c, self.vm, self.properties, wish, self.patience)
+            more = [*more, *_twins(self.before, after, record)]
             return self._outcome(after, True, snapshot=record, warnings=[*warnings, *more])
         after = self.before
         if not self.check:
@@ -236,3 +237,11 @@ class Changes:
 def _left(after: State, task: Any) -> State:
     """What will be when a task ends that nobody waits for."""
     return after if task is None else replace(after, task=TaskRecord(task._GetMoId(), "running"))
+
+
+def _twins(before: State, after: State, made: dict[str, Any]) -> list[str]:
+    """Warns of a snapshot of the same name that came between the plan and the act."""
+    known = {made["moid"], *(one.moid for one in before.snapshots)}
+    twins = [str(one.id) for one in after.snapshots if one.name == made["name"] and one.moid not in known]
+    told = f"Another snapshot named {made['name']} was made at the same time, with the ID {', '.join(twins)}."
+    return [told] if twins else []

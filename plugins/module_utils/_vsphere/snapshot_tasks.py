@@ -27,7 +27,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     TimedOut,
     VsphereFault,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, snapshots, stamps, tasks
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    disks,
+    inventory,
+    snapshots,
+    stamps,
+    tasks,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_text
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Removal, Step
@@ -450,11 +456,12 @@ def task_since(c: Connection, vm: Any, properties: Mapping[str, Any], kind: str)
 
     :param kind: a part of the task's description ID, in lower case
     """
-    known = set(properties.get("recentTask", ()))
-    recent = c.retrieve([vm], {vim.VirtualMachine: ["recentTask"]})[vm].get("recentTask", ())
-    fresh = [task for task in recent if task not in known]
-    read = c.retrieve(fresh, {vim.Task: ["info.descriptionId"]})
-    found = [task for task, info in read.items() if kind in info.get("info.descriptionId", "").lower()]
+    recent = inventory.read_vm(c, vm, along={"recentTask": ("info.descriptionId",)})["recentTask"]
+    found = [
+        task
+        for task, info in recent.items()
+        if task not in properties.get("recentTask", ()) and kind in info.get("info.descriptionId", "").lower()
+    ]
     return found[0] if len(found) == 1 else None
 
 
