@@ -656,11 +656,10 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Adjustment, Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, State, Wish
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp, timestamp
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
 VSS_TYPES = ("full", "incremental", "differential", "log", "copy", "other")  # 1 to 6 in the API
-COMMUNITY = ("id", "name", "description", "creation_time", "state", "quiesced")  # of a snapshot in community.vmware
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -673,7 +672,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         patience = Patience(params["timeout"], params["on_timeout"], params["retries"], params["retry_delay"])
         how = {"check": module.check_mode, "waits": params["wait"], "along": along}
         outcome = act(Changes(c, vm, properties, patience, **how), params)
-        return {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **_result(outcome)}
+        return {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
 
 
 def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
@@ -771,54 +770,6 @@ def _wish(params: dict[str, Any], now: datetime) -> Wish:
             "vssPartialFileSupport": vss["partial_file_support"],
         },
     )
-
-
-def _result(outcome: Outcome) -> dict[str, Any]:
-    """The same keys in every case."""
-    after, listed, task = outcome.after, outcome.snapshots, outcome.after.task
-    current = next((one for one in listed if one["current"]), None)
-    by_name = [{key: one[key] for key in COMMUNITY} for one in listed]
-    warnings = list(outcome.warnings)
-    if after.consolidation_needed:
-        warnings.append("The disks of the virtual machine need consolidation.")
-    return {
-        "changed": outcome.changed,
-        "snapshot": outcome.snapshot,
-        "snapshots": listed,
-        "current_snapshot": current,
-        "snapshot_results": {
-            "current_snapshot": {key: current[key] for key in COMMUNITY} if current else {},
-            "snapshots": by_name,
-        },
-        "removed": [one.as_dict() for one in outcome.removed],
-        "renamed": outcome.renamed,
-        "reverted": outcome.reverted,
-        "consolidation_needed": after.consolidation_needed,
-        "power_state": after.power_state,
-        "task": task and {"id": task.id, "state": task.state},
-        "result": task
-        and {
-            "completion_time": timestamp(task.completed) if task.completed else None,
-            "entity_name": task.entity_name,
-            "error": None,
-            "state": task.state,
-        },
-        "warnings": warnings,
-        "diff": {
-            "before": _shown(outcome.before, [one.as_dict() for one in outcome.before.snapshots]),
-            "after": _shown(after, listed),
-        },
-    }
-
-
-def _shown(state: State, listed: Any) -> dict[str, Any]:
-    """One side of the difference."""
-    return {
-        "snapshots": [{"name": one["name"], "description": one["description"]} for one in listed],
-        "current_snapshot": next((one["name"] for one in listed if one["current"]), None),
-        "power_state": state.power_state,
-        "consolidation_needed": state.consolidation_needed,
-    }
 
 
 def _duration(text: str | None) -> Any:

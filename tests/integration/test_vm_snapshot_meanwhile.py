@@ -55,8 +55,9 @@ def test_a_snapshot_that_goes_before_the_machine_is_reverted_to_it(vm):
 def test_a_description_that_somebody_changes_meanwhile_stays(vm):
     one = vm.take("one", description="first")
     first(vm, "RenameSnapshot", "rename_snapshot", snapshot=one["moid"], description="theirs")
-    snapshot = vm.run(snapshot_name="one", new_snapshot_name="two")["snapshot"]
-    assert (snapshot["name"], snapshot["description"]) == ("two", "theirs")
+    assert vm.run(snapshot_name="one", new_snapshot_name="two")["snapshot"]["name"] == "two"
+    (there,) = vm.lab.snapshots(vm.moid)
+    assert (there["name"], there["description"]) == ("two", "theirs")
 
 
 def test_a_machine_that_is_renamed_meanwhile(vm):

@@ -39,6 +39,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 
+_COMMUNITY = ("id", "name", "description", "creation_time", "state", "quiesced")  # of a snapshot in community.vmware
 ALONG = {"recentTask": ("info.state", "info.descriptionId"), "datastore": ("name", "summary.freeSpace")}
 # For what renames only: the disks of all snapshots too, so that nothing has to be read afterwards.
 ALONG_WITH_DISKS = {**ALONG, "rootSnapshot": ("config.hardware.device",)}
@@ -61,6 +62,36 @@ class Outcome:
     renamed: bool = False
     reverted: bool = False
     warnings: Sequence[str] = ()
+
+    def as_result(self) -> dict[str, Any]:
+        """What the module returns of it: the same keys in every case."""
+        task = self.after.task
+        current = next((one for one in self.snapshots if one["current"]), None)
+        warnings = list(self.warnings)
+        if self.after.consolidation_needed:
+            warnings.append("The disks of the virtual machine need consolidation.")
+        return {
+            "changed": self.changed,
+            "snapshot": self.snapshot,
+            "snapshots": list(self.snapshots),
+            "current_snapshot": current,
+            "snapshot_results": {
+                "current_snapshot": {key: current[key] for key in _COMMUNITY} if current else {},
+                "snapshots": [{key: one[key] for key in _COMMUNITY} for one in self.snapshots],
+            },
+            "removed": [one.as_dict() for one in self.removed],
+            "renamed": self.renamed,
+            "reverted": self.reverted,
+            "consolidation_needed": self.after.consolidation_needed,
+            "power_state": self.after.power_state,
+            "task": None if task is None else {"id": task.id, "state": task.state},
+            "result": None if task is None else task.as_result(),
+            "warnings": warnings,
+            "diff": {
+                "before": _shown(self.before, [one.as_dict() for one in self.before.snapshots]),
+                "after": _shown(self.after, self.snapshots),
+            },
+        }
 
 
 class Changes:
@@ -245,3 +276,14 @@ def _twins(before: State, after: State, made: dict[str, Any]) -> list[str]:
     twins = [str(one.id) for one in after.snapshots if one.name == made["name"] and one.moid not in known]
     told = f"Another snapshot named {made['name']} was made at the same time, with the ID {', '.join(twins)}."
     return [told] if twins else []
+
+
+def _shown(state: State, listed: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One side of the difference."""
+    listed = list(listed)
+    return {
+        "snapshots": [{"name": one["name"], "description": one["description"]} for one in listed],
+        "current_snapshot": next((one["name"] for one in listed if one["current"]), None),
+        "power_state": state.power_state,
+        "consolidation_needed": state.consolidation_needed,
+    }

@@ -119,6 +119,15 @@ class TaskRecord:
     completed: datetime | None = None
     entity_name: str | None = None
 
+    def as_result(self) -> dict[str, Any]:
+        """The form of vmware.vmware. A task that failed is an error of ours."""
+        return {
+            "completion_time": stamps.timestamp(self.completed) if self.completed else None,
+            "entity_name": self.entity_name,
+            "error": None,
+            "state": self.state,
+        }
+
 
 @dataclass(frozen=True)
 class State:
