@@ -503,7 +503,7 @@ def test_timeout_leaves_what_can_be_gone_on_with(guest, settings, tmp_path, mark
     guest.write(0, random.Random(5).randbytes(40 * MIB))
     point = task(guest, tmp_path / "i.qcow2")
     with pytest.raises(TimedOut):
-        backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(timeout=2))
+        backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(timeout=4))
     assert gone(marked)
     assert backup(point, settings, Watch())["resumed"]
     assert holds(point.image, guest.path)
