@@ -67,8 +67,8 @@ from typing import Any, Callable, Iterable, Mapping
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.text.formatters import human_to_bytes
+from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
-from ansible_collections.holdfast.backup.plugins.module_utils._options import duration
 
 HOUR = 3600
 DAY = 24 * HOUR
