@@ -71,6 +71,10 @@ class TaskFailed(VsphereFault):
     """A vSphere task ended in error."""
 
 
+class SetFailed(BackupError):
+    """Something went wrong with some of several VMs; ``details["members"]`` says what became of each."""
+
+
 class TimedOut(BackupError):
     """Something took longer than the caller allowed."""
 

@@ -177,6 +177,10 @@ class Lab:
         """``connected``, ``disconnected``, ``inaccessible``, ``invalid``, ``orphaned``."""
         self.call("connection", vm=moid, state=state)
 
+    def tools(self, moid: str, running: bool) -> None:
+        """Start or stop VMware Tools, as the guest does when it has booted."""
+        self.call("tools", vm=moid, running=running)
+
     def add_disk(self, moid: str, size: int, **spec: Any) -> dict[str, Any]:
         """Add an empty disk; takes the keys of a disk of :meth:`create_vm` and returns the disk's record."""
         return self.call("add_disk", vm=moid, disk={"size": size, **spec})

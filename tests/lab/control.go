@@ -46,6 +46,7 @@ func (s *sim) controlMux() http.Handler {
 	handle("vms", typed(s.listVMsVerb))
 	handle("destroy_vm", s.onVM(s.destroyVerb))
 	handle("power", typed(s.powerVerb))
+	handle("tools", typed(s.toolsVerb))
 	handle("connection", typed(s.connectionVerb))
 	handle("add_disk", typed(s.addDiskVerb))
 	handle("grow_disk", s.onDisk(s.growVerb))

@@ -243,6 +243,17 @@ func (s *sim) powerVerb(p struct {
 	})
 }
 
+// toolsVerb starts or stops VMware Tools, as the guest does when it has booted.
+func (s *sim) toolsVerb(p struct {
+	VM      string `json:"vm"`
+	Running bool   `json:"running"`
+}) (any, error) {
+	return s.locked(p.VM, func(ctx *simulator.Context, vm *simulator.VirtualMachine) (any, error) {
+		s.setTools(ctx, vm, p.Running)
+		return nil, nil
+	})
+}
+
 // crashVerb takes the power from a host: its VMs go down dirty.
 func (s *sim) crashVerb(p struct {
 	Host string `json:"host"`

@@ -70,6 +70,16 @@ def wait_all(c: Connection, tasks: Sequence[Any], *, timeout: float, on_timeout:
     return [told[task].get("info.result") for task in tasks]
 
 
+def wait_for(c: Connection, obj: Any, path: str, wanted: Any, timeout: float) -> Any:
+    """Wait until a property of an object has a value; returns that which it has at the end of the time (seconds)."""
+    deadline = time.monotonic() + timeout
+    told: dict[Any, dict[str, Any]] = {obj: {}}
+    with _Watch(c, {obj: [path]}) as watch:
+        while told[obj].get(path) != wanted and (left := deadline - time.monotonic()) > 0:
+            watch.update(told, left)
+    return told[obj].get(path)
+
+
 def _wait(
     c: Connection,
     tasks: Sequence[Any],

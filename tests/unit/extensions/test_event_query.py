@@ -24,6 +24,12 @@ def test_a_machine_is_named_by_its_instance_uuid_alone():
     assert record["facts"]["device_type"] == "virtual_machine"
 
 
+def test_each_machine_of_a_set_is_named():
+    other = {"name": "db01", "moid": "vm-13", "instance_uuid": "500be0ab-e4e6-8fa5-1a34-93a0b4c9a1b6"}
+    found = records({"members": [{"vm": VM, "action": "taken"}, {"vm": other, "action": "taken"}, {"vm": None}, 3]})
+    assert [record["name"] for record in found] == ["web01", "db01"]
+
+
 @pytest.mark.parametrize(
     "result",
     [
@@ -35,6 +41,8 @@ def test_a_machine_is_named_by_its_instance_uuid_alone():
         {"vm": None},
         {"vm": "web01"},
         {"vm": [VM]},
+        {"members": None},
+        {"members": "web01"},
         {"vm": {"name": "web01", "moid": "vm-12", "instance_uuid": None}},
         {"failed": True, "msg": "not found"},
     ],
@@ -47,4 +55,4 @@ def test_what_names_no_machine_gives_no_record_and_no_error(result: object):
 def test_the_documented_result_of_every_module_counts_its_machine_once(module: str):
     entries = document(module, "RETURN")
     result = {key: sample(entry) for key, entry in entries.items()}
-    assert len(records(result)) == ("vm" in entries)
+    assert len(records(result)) == ("vm" in entries) + ("members" in entries)
