@@ -31,11 +31,11 @@ class Fleet:
         for number in range(len(self.vms)):
             self.write(number, b"before")
 
-    def run(self, state="present", check=False, fail=False, stamp=STAMP, **args):
+    def run(self, state="present", check=False, fail=False, stamp=None, **args):
         given = {**self.lab.module_args(), "vms": self.moids, **args}
         given = {option: value for option, value in given.items() if value is not None}
         result = self._run_module(
-            "vm_snapshot_set", {**given, "state": state, "stamp": stamp}, check=check, fail=fail, diff=True
+            "vm_snapshot_set", {**given, "state": state, "stamp": stamp or STAMP}, check=check, fail=fail, diff=True
         )
         if not fail:
             assert set(result) >= KEYS

@@ -110,9 +110,9 @@ class Changes:
         properties: dict[str, Any],
         patience: Patience,
         *,
+        along: Mapping[str, Sequence[str]],
         check: bool,
         waits: bool = True,
-        along: Mapping[str, Sequence[str]] = ALONG,
     ) -> None:
         self.c = c
         self.vm = vm

@@ -356,7 +356,8 @@ def at_once(
         try:
             with Connection(endpoint) as own:
                 vm = vim.VirtualMachine(member.moid, own.stub)
-                return act(Changes(own, vm, dict(member.properties), patience, check=False), member)
+                changes = Changes(own, vm, dict(member.properties), patience, along=snapshot_changes.ALONG, check=False)
+                return act(changes, member)
         except BackupError as error:
             return Outcome(member, "failed", errors=[error])
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     Machine,
     Run,
     Site,
+    processes,
     wait_for,
 )
 
@@ -280,7 +282,11 @@ def test_only_what_expired_is_swept_after_a_kill(site: Site):
         PRE_CHANGE, {}, args=["-e", json.dumps({**extra, "safety_snapshot_vms": "killed-0,killed-1,killed-2"})]
     )
     wait_for(lambda: "TASK [Hang]" in run.output, timeout=120)
+    workers = processes(hang)
     os.killpg(run.process.pid, signal.SIGKILL)
+    for worker in workers:  # each has a session of its own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
     run.process.wait()
     assert day.ours() == [1, 2, 1]
     where = {"safety_snapshot_job": "killed", "safety_snapshot_folder": "/DC0/vm/night"}
