@@ -66,9 +66,8 @@ from collections import defaultdict
 from typing import Any, Callable, Iterable, Mapping
 
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -116,7 +115,7 @@ def snapshot_digest(
             "large": large,
             "deep": int(deep),
             "old_seconds": int(duration(old).total_seconds()),
-            "large_bytes": human_to_bytes(large),
+            "large_bytes": in_bytes(large, "large"),
         }
     except (BackupError, ValueError) as error:
         raise AnsibleFilterError(f"snapshot_digest: {error}") from error

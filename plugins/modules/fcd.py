@@ -337,7 +337,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
@@ -348,6 +347,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     fcd_selection,
     vm_selection,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import in_bytes
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     datastore_files,
     fcd,
@@ -605,13 +605,10 @@ def _wish(params: dict[str, Any]) -> fcd_plan.Wish:
 
 
 def _capacity(text: str) -> int:
-    try:
-        size = human_to_bytes(text)
-    except ValueError as error:
-        raise InvalidInput(f"capacity is no size: {text}.", "Write bytes or a form like 10GB.") from error
-    if size <= 0:
+    wanted = in_bytes(text, "capacity")
+    if wanted <= 0:
         raise InvalidInput(f"capacity must be more than nothing, not {text}.", "Write bytes or a form like 10GB.")
-    return -(-size // fcd.MEBIBYTE) * fcd.MEBIBYTE
+    return -(-wanted // fcd.MEBIBYTE) * fcd.MEBIBYTE
 
 
 def main() -> None:

@@ -247,7 +247,6 @@ from datetime import datetime, timezone
 from typing import Any, Iterable
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
@@ -256,6 +255,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     endpoint,
     fcd_selection,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     fcd_snapshots,
     fcd_tracking,

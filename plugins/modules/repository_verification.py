@@ -226,11 +226,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, RepositoryError
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import content, images, jobs, requirements
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import layout, listing, records
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.batches import Batch, Outcome, Wanted
 from ansible_collections.holdfast.backup.plugins.module_utils._repository.listing import Selection

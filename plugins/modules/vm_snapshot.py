@@ -632,8 +632,6 @@ from datetime import datetime
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
@@ -644,6 +642,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     optional,
     vm_selection,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_host, find_vm, vm_dict
@@ -678,11 +677,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
 def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
     if params["duplicates"] == "all":
         raise InvalidInput("duplicates=all only goes with state=absent.", "Choose newest, oldest or fail.")
+    floor = params["min_free_space"]
     texts = [text for text in (params["new_description"], params["description"]) if text is not None]
     return changes.present(
         _choice(params),
         lambda now: _wish(params, now),
-        Guards(params["max_depth"], _bytes(params["min_free_space"]), params["unprotected_disks"]),
+        Guards(params["max_depth"], in_bytes(floor, "min_free_space") if floor else None, params["unprotected_disks"]),
         adjust=Adjustment(
             params["new_snapshot_name"],
             texts[0] if texts else None,
@@ -774,13 +774,6 @@ def _wish(params: dict[str, Any], now: datetime) -> Wish:
 
 def _duration(text: str | None) -> Any:
     return None if text is None else duration(text)
-
-
-def _bytes(size: str | None) -> int | None:
-    try:
-        return None if size is None else human_to_bytes(size)
-    except ValueError as error:
-        raise InvalidInput(f"min_free_space is no size: {size}.", "Write bytes or a form like 20GB.") from error
 
 
 def main() -> None:

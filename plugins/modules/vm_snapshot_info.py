@@ -517,9 +517,7 @@ vmware_all_snapshots_info:
 from typing import Any, Iterable, Iterator, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
@@ -529,8 +527,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     optional,
     vm_selection,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots, tags
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_filters import (
@@ -540,7 +538,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
     totals,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_records import Details, base, describe
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.tags import Tags
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -574,7 +571,7 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
         recursive=params["folder_recursive"],
         cluster=params["cluster"],
         datacenter=params["datacenter"],
-        moids=_tagged(c, params),
+        moids=tags.holders(c, params["tags"], every=params["tag_match"] == "all") if params["tags"] else None,
         selections=params["vms"],
     )
     found = fleet.survey(c, choice, snapshot_tasks.STATE_PROPERTIES)
@@ -610,15 +607,6 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
         },
         "vmware_all_snapshots_info": list(_flat(entries)),
     }
-
-
-def _tagged(c: Connection, params: Mapping[str, Any]) -> frozenset[str] | None:
-    """Managed object IDs of the VMs with the tags; None if no tags are asked for."""
-    if not params["tags"]:
-        return None
-    with Automation(c) as api:
-        tags = Tags(api)
-        return tags.holders(tags.need(params["tags"]), every=params["tag_match"] == "all")
 
 
 def _entry(
@@ -666,14 +654,9 @@ def _details(params: Mapping[str, Any]) -> Details:
 
 
 def _filter(params: Mapping[str, Any]) -> Filter:
-    size = params["larger_than"]
-    try:
-        larger_than = human_to_bytes(size) if size else None
-    except ValueError as error:
-        raise InvalidInput(f"larger_than {size} is no size.", "Write bytes, or a form like 500M or 20G.") from error
     return Filter(
         older_than=duration(params["older_than"]) if params["older_than"] else None,
-        larger_than=larger_than,
+        larger_than=in_bytes(params["larger_than"], "larger_than") if params["larger_than"] else None,
         deeper_than=params["deeper_than"],
         owner=params["owner"],
         expired=params["expired"],

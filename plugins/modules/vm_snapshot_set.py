@@ -285,13 +285,11 @@ from datetime import datetime
 from typing import Any, Callable, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._durations import duration
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import VCENTER, endpoint
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_sets, snapshots
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
+from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_sets, snapshots, tags
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fleet import Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
@@ -304,7 +302,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.tags import Tags
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -432,20 +429,12 @@ def _key(params: dict[str, Any]) -> Key:
 
 def _guards(params: dict[str, Any]) -> Guards:
     floor = params["min_free_space"]
-    try:
-        return Guards(params["max_depth"], human_to_bytes(floor) if floor else None)
-    except ValueError as error:
-        raise InvalidInput(f"min_free_space is no size: {floor}.", "Write bytes or a form like 20GB.") from error
+    return Guards(params["max_depth"], in_bytes(floor, "min_free_space") if floor else None)
 
 
 def _choice(c: Connection, params: dict[str, Any]) -> Choice:
-    holders = None
-    if params["tags"]:
-        with Automation(c) as api:
-            tags = Tags(api)
-            holders = tags.holders(tags.need(params["tags"]), every=True)
     return Choice(
-        moids=holders,
+        moids=tags.holders(c, params["tags"], every=True) if params["tags"] else None,
         folder=params["folder"],
         cluster=params["cluster"],
         datacenter=params["datacenter"],

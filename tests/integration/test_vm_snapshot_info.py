@@ -339,7 +339,7 @@ def test_a_host_on_its_own_has_no_history_of_tasks_and_no_tags(stock):
         ({"folder": "nowhere"}, "There is no folder nowhere"),
         ({"cluster": "DC0_C9"}, "There is no cluster DC0_C9"),
         ({"datacenter": "DC9"}, "There is no datacenter DC9"),
-        ({"larger_than": "much"}, "larger_than much is no size"),
+        ({"larger_than": "much"}, "larger_than is no size: much"),
         ({"older_than": "long"}, "'long' is not a length of time"),
         ({"filters": {"vm": "x"}}, "There is no filter vm"),
         ({"vms": ["a"], "moid": "vm-1"}, "mutually exclusive"),

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound, VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 
 ID = "urn:vmomi:InventoryServiceTag:"
 _ROOT = "/cis/tagging"
@@ -34,6 +35,17 @@ class Tag:
 
     def __str__(self) -> str:
         return f"{self.category}:{self.name}"
+
+
+def holders(c: Connection, wanted: Iterable[str], every: bool) -> frozenset[str]:
+    """Managed object IDs of the VMs that have these tags.
+
+    :param every: all of the tags, and not any of them
+    :raises NotFound: one of the tags does not exist
+    """
+    with Automation(c) as api:
+        tags = Tags(api)
+        return tags.holders(tags.need(wanted), every)
 
 
 class Tags:
