@@ -22,7 +22,7 @@ Bytes = Union[bytes, memoryview]
 CONNECT_TIMEOUT = 30.0  # seconds
 _HEAD = nfc.HEADER.size + nfc.TRANSFER.size  # bytes before a fragment
 _PARTS = 512  # that the kernel takes at a time; 1024 are its limit
-_RECORDS = 128 << 10  # bytes of TLS that are taken from the kernel at a time
+_RECORDS = 1 << 20  # bytes of TLS that are taken from the kernel at a time; measured best of 128 KiB to 4 MiB
 
 
 class Wire:
