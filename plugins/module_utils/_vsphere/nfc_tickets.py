@@ -30,7 +30,6 @@ MOREF_VCENTER, MOREF_ESXI = "nfcService", "ha-nfc-service"
 KEEP_ALIVE = 300.0  # seconds; vCenter ends sessions that were idle for half an hour
 _SINCE = "vim.version.version1"
 _READ, _READ_DISK, _WRITE_DISK = "NfcGetVmFiles", "NfcRandomAccessOpenReadonly", "NfcRandomAccessOpenDisk"
-_VERSION = "NfcGetServerNfcLibVersion"
 
 
 def _register() -> Any:
@@ -54,7 +53,6 @@ def _register() -> Any:
             method(_READ, (vm,), ticket),
             method(_READ_DISK, (vm, disk, host), ticket),
             method(_WRITE_DISK, (vm, disk, host), ticket),
-            method(_VERSION, (host,), (0, "int", "int")),
         ],
     )
     return VmomiSupport.GetVmodlType("vim.NfcService")
@@ -87,15 +85,6 @@ class NfcTickets:
                 host = found.get(machine, {}).get("runtime.host")
                 ticket = self._ask(self._service.NfcRandomAccessOpenDisk, machine, key, host)
             return self._as_dict(ticket)
-
-    def library_version(self, host: Any = None) -> int | None:
-        """The version of NFC that a host speaks; None if it does not tell."""
-        with self.one:
-            try:
-                version: int = self._ask(self._service.NfcGetServerNfcLibVersion, host)
-                return version
-            except VsphereFault:
-                return None
 
     @contextlib.contextmanager
     def kept_alive(self) -> Iterator[None]:
