@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import audit
 from ansible_collections.holdfast.backup.tests.integration.copies import BLOCK, MIB, Copies, image_content
-from ansible_collections.holdfast.backup.tests.integration.roles.support import processes, wait_for
+from ansible_collections.holdfast.backup.tests.integration.running import processes, program, wait_for
 
 ODD = 3 * MIB + 3 * 512  # bytes, no multiple of 64 KiB
 
@@ -219,12 +219,10 @@ def test_killed_in_its_middle(copies: Copies, tmp_path: Path, victim: str):
             copies.copy(disks=copies.changed[:1], audit=100, request_depth=1)
         os._exit(0)
     try:
-        wait_for(lambda: copies.service()["open"], 60)
+        wait_for(lambda: copies.service()["open"])
         time.sleep(0.5)  # some requests into it
-        running = processes(image)
-        names = {number: Path(f"/proc/{number}/comm").read_text().strip() for number in running}
-        assert set(names.values()) == {"nbdcopy", "nbdkit", "qemu-nbd"}
-        chosen = [number for number, name in names.items() if name == victim] or [child]
+        wait_for(lambda: {program(pid) for pid in processes(image)} == {"nbdcopy", "nbdkit", "qemu-nbd"})
+        chosen = [pid for pid in processes(image) if program(pid) == victim] or [child]
         os.kill(chosen[0], signal.SIGKILL)
         wait_for(lambda: not processes(image), 10)
     finally:

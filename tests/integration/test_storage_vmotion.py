@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.holdfast.backup.tests.integration.copies import BLOCK, MIB, Copies, image_content
-from ansible_collections.holdfast.backup.tests.integration.roles.support import wait_for
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 from ansible_collections.holdfast.backup.tests.lab.client import Lab, LabError
 
 SIZE = 3 * MIB + 512

@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 from ansible_collections.holdfast.backup.tests.lab.client import REPOSITORY
 
 MIB = 1 << 20
@@ -390,13 +390,6 @@ def copiers(mark: str) -> dict[int, Path]:
             if (entry / "comm").read_text().strip() in COPIERS and mark in (entry / "environ").read_text():
                 found[int(entry.name)] = entry
     return found
-
-
-def wait_for(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_password_is_nowhere_to_be_seen(machine, monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 from ansible_collections.holdfast.backup.tests.lab.vddk.server import Server
 
@@ -59,15 +60,6 @@ class Guest:
 @pytest.fixture
 def guest(lab, run_module):
     return Guest(lab, run_module)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10) -> Any:
-    """What the condition gives once it is true."""
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return result
 
 
 def start_slow_copy(lab: Lab, server: Server) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import threading
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.tests.integration.roles.support import wait_for
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 
 MIB = 1 << 20
 STAMP = {"job": "deployments", "run": "release 4"}

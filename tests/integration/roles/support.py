@@ -12,8 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -282,27 +281,6 @@ def tree(directory: Path) -> dict[str, tuple[Any, ...]]:
         status = path.lstat()
         found[str(path.relative_to(directory))] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
     return found
-
-
-def processes(*texts: str) -> dict[int, list[str]]:
-    """Arguments of the running processes whose arguments hold all the texts, by process ID."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if all(text in " ".join(arguments) for text in texts):
-                    found[int(entry.name)] = arguments
-    return found
-
-
-def wait_for(condition: Callable[[], Any], timeout: float = 30) -> Any:
-    """The first true value of ``condition``."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
 
 
 @contextlib.contextmanager

@@ -26,9 +26,8 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     contents,
     leftovers,
     mounted,
-    processes,
-    wait_for,
 )
+from ansible_collections.holdfast.backup.tests.integration.running import kill, parent, processes, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -92,17 +91,13 @@ def _copier(machine: Machine, program: str, disk: int = 0) -> int:
 def _reader(machine: Machine) -> int:
     """The process of nbdkit, which knows the disk only; nbdcopy has started it."""
     copier = _copier(machine, "nbdcopy")
-    return next(number for number in processes("nbdkit", "python") if _parent(number) == copier)
-
-
-def _parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return wait_for(lambda: next((pid for pid in processes("nbdkit", "python") if parent(pid) == copier), None))
 
 
 def _kill_servers(machine: Machine) -> None:
     """Of one disk's copy nbdcopy, of the other's the server that writes the image."""
     for disk, program in enumerate(("nbdcopy", "qemu-nbd")):
-        os.kill(_copier(machine, program, disk), signal.SIGKILL)
+        kill(_copier(machine, program, disk))
 
 
 def _remove_snapshot(site: Site, machine: Machine) -> None:
@@ -145,9 +140,9 @@ def day(site: Site, small: Path) -> Day:
         hosts["full"]["vm_backup_repository"] = str(small)
     run = site.start(BACKUP, hosts)
     waiting = {
-        "again": lambda vm: os.kill(_reader(vm), signal.SIGKILL),
+        "again": lambda vm: kill(_reader(vm)),
         "servers": _kill_servers,
-        "module": lambda vm: os.kill(_parent(_copier(vm, "nbdcopy")), signal.SIGKILL),
+        "module": lambda vm: kill(parent(_copier(vm, "nbdcopy"))),
         "gone": lambda vm: site.lab.destroy_vm(vm.moid),
         "unsnapped": lambda vm: _remove_snapshot(site, vm),
         "dropped": lambda vm: (site.lab.expire_sessions(), site.lab.drop_connections()),

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import pytest
 from ansible_collections.holdfast.backup.tests import modules
 from ansible_collections.holdfast.backup.tests.integration.roles import support, volumes
-from ansible_collections.holdfast.backup.tests.integration.roles.support import MIB, Run, Site, leftovers, wait_for
+from ansible_collections.holdfast.backup.tests.integration.roles.support import MIB, Run, Site, leftovers
 from ansible_collections.holdfast.backup.tests.integration.roles.volumes import BACKUP, Volume
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -23,10 +23,9 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     Machine,
     Run,
     Site,
-    processes,
-    wait_for,
 )
 from ansible_collections.holdfast.backup.tests.integration.roles.volumes import RESTORE, Volume
+from ansible_collections.holdfast.backup.tests.integration.running import kill, processes, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -260,8 +259,7 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     handles = site.lab.vddk()["open"]
     copiers = processes(f"/{past.disks['stubborn'].id}/")
     os.killpg(killed.process.pid, signal.SIGKILL)
-    for process in [*copiers, *(handle["pid"] for handle in handles)]:
-        os.kill(process, signal.SIGKILL)
+    kill(*copiers, *(handle["pid"] for handle in handles))
     killed.process.wait()
     site.lab.vddk(reset=True)
     [begun] = [fcd for fcd in site.lab.fcds() if fcd["name"] == "again"]

@@ -23,9 +23,8 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     Run,
     Site,
     image_content,
-    processes,
-    wait_for,
 )
+from ansible_collections.holdfast.backup.tests.integration.running import kill, processes, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -231,8 +230,7 @@ def test_killed_and_taken_up_again(site: Site, past: Past, restored: Run):
     handle = wait_for(lambda: site.lab.vddk()["open"] or site.lab.nfc()["open"], 60)[0]
     copiers = processes(f"/{past.big.uuid}/")
     os.killpg(killed.process.pid, signal.SIGKILL)
-    for process in [*copiers, *([handle["pid"]] if "pid" in handle else [])]:
-        os.kill(process, signal.SIGKILL)
+    kill(*copiers, *([handle["pid"]] if "pid" in handle else []))
     killed.process.wait()
     site.lab.vddk(reset=True)
     site.lab.nfc(reset=True)

@@ -25,8 +25,8 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     Site,
     contents,
     tree,
-    wait_for,
 )
+from ansible_collections.holdfast.backup.tests.integration.running import wait_for
 from ansible_collections.holdfast.backup.tests.lab.client import Lab
 
 pytestmark = pytest.mark.timeout(600)

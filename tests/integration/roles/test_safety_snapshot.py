@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -24,9 +23,8 @@ from ansible_collections.holdfast.backup.tests.integration.roles.support import 
     Machine,
     Run,
     Site,
-    processes,
-    wait_for,
 )
+from ansible_collections.holdfast.backup.tests.integration.running import kill, processes, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -281,12 +279,10 @@ def test_only_what_expired_is_swept_after_a_kill(site: Site):
     run = site.start(
         PRE_CHANGE, {}, args=["-e", json.dumps({**extra, "safety_snapshot_vms": "killed-0,killed-1,killed-2"})]
     )
-    wait_for(lambda: "TASK [Hang]" in run.output, timeout=120)
+    wait_for(lambda: "TASK [Hang]" in run.output, seconds=120)
     workers = processes(hang)
     os.killpg(run.process.pid, signal.SIGKILL)
-    for worker in workers:  # each has a session of its own
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
+    kill(*workers)  # each has a session of its own
     run.process.wait()
     assert day.ours() == [1, 2, 1]
     where = {"safety_snapshot_job": "killed", "safety_snapshot_folder": "/DC0/vm/night"}
