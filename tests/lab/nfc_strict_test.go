@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -354,12 +353,12 @@ func TestNFCWrites(t *testing.T) {
 			p := r.connect(r.writeTicket(), transport)
 			p.session(65536)
 			p.open(r.path, 0x1a)
-			want := slices.Clone(r.data)
+			chance, want := seeded(t), slices.Clone(r.data)
 			for range 30 {
-				offset := rand.Int64N(rigSize/512) * 512
-				data := make([]byte, min(512*(1+rand.Int64N(600)), rigSize-offset))
+				offset := chance.Int64N(rigSize/512) * 512
+				data := make([]byte, min(512*(1+chance.Int64N(600)), rigSize-offset))
 				for i := range data {
-					data[i] = byte(rand.Int())
+					data[i] = byte(chance.Int())
 				}
 				copy(want[offset:], data)
 				for at := 0; at < len(data); at += 65536 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -28,6 +29,21 @@ func newTestSim(t *testing.T) *sim {
 	return newSim(model.Service, model.RootFolder.Self, options{user: "u"})
 }
 
+// seeded is a source of random choices. A test that fails tells its seed; HOLDFAST_SEED gives it again.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed, err := strconv.ParseUint(os.Getenv("HOLDFAST_SEED"), 10, 64)
+	if err != nil {
+		seed = rand.Uint64()
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("HOLDFAST_SEED=%d", seed)
+		}
+	})
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
 // world is a VM together with what its disks must hold, now and in each snapshot.
 type world struct {
 	t         *testing.T
@@ -38,10 +54,17 @@ type world struct {
 	now       map[int32][]byte
 	snapshots map[types.ManagedObjectReference]map[int32][]byte
 	names     int
+	done      []string // told if the test fails
 }
 
 func newWorld(t *testing.T, disks int, size int64) *world {
+	t.Helper()
 	w := &world{t: t, s: newTestSim(t), size: size, now: map[int32][]byte{}, snapshots: map[types.ManagedObjectReference]map[int32][]byte{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("after %d actions:\n%s", len(w.done), strings.Join(w.done, "\n"))
+		}
+	})
 	spec := vmSpec{Name: "w", Tracking: true}
 	for range disks {
 		spec.Disks = append(spec.Disks, diskSpec{Size: size})
@@ -65,9 +88,14 @@ func (w *world) check(fault types.BaseMethodFault) {
 	}
 }
 
+func (w *world) note(format string, values ...any) {
+	w.done = append(w.done, fmt.Sprintf(format, values...))
+}
+
 // move is Storage vMotion of all disks.
 func (w *world) move(datastore string) {
 	w.t.Helper()
+	w.note("move to %s", datastore)
 	_, err := w.s.relocateVerb(struct {
 		VM        string `json:"vm"`
 		Datastore string `json:"datastore"`
@@ -100,6 +128,7 @@ func (w *world) owner(devices []types.BaseVirtualDevice, key int32) (*disk, *nod
 }
 
 func (w *world) write(key int32, at int64, data []byte) {
+	w.note("write %x to disk %d at %d", data, key, at)
 	owner, n, _ := w.owner(w.vm.Config.Hardware.Device, key)
 	err := owner.change(n, owner.track.mark, func(f *os.File, mark func(extent)) error {
 		mark(extent{at, int64(len(data))})
@@ -118,11 +147,13 @@ func (w *world) take() types.ManagedObjectReference {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.note("took %s", ref.Value)
 	w.snapshots[ref] = w.copyNow()
 	return ref
 }
 
 func (w *world) remove(ref types.ManagedObjectReference, children bool, consolidate *bool) {
+	w.note("remove %s, its children: %t, consolidate: %t", ref.Value, children, consolidate == nil || *consolidate)
 	tree, gone := without(copyTree(roots(w.vm)), ref, children)
 	w.check(w.s.drop(w.s.context(), w.vm, tree, gone, consolidate))
 	for _, ref := range gone {
@@ -131,6 +162,7 @@ func (w *world) remove(ref types.ManagedObjectReference, children bool, consolid
 }
 
 func (w *world) revert(ref types.ManagedObjectReference) {
+	w.note("revert to %s", ref.Value)
 	w.check(w.s.revert(w.s.context(), w.vm, w.s.reg.Get(ref).(*simulator.VirtualMachineSnapshot), nil, nil))
 	w.now = map[int32][]byte{}
 	for key, data := range w.snapshots[ref] {
@@ -190,38 +222,40 @@ func (w *world) verifyChanges(name string, key int32, to string, holders map[str
 
 func TestRandomSnapshotsAgainstAModel(t *testing.T) {
 	const size = 16 * block
-	w := newWorld(t, 2, size)
+	chance, w := seeded(t), newWorld(t, 2, size)
 	pick := func() types.ManagedObjectReference {
 		var refs []types.ManagedObjectReference
 		for _, snapshot := range w.s.snapshotObjects(w.vm) {
 			refs = append(refs, snapshot.Self)
 		}
-		return refs[rand.IntN(len(refs))]
+		return refs[chance.IntN(len(refs))]
 	}
 	for range 250 {
-		action := rand.IntN(13)
+		action := chance.IntN(13)
 		if len(w.snapshots) == 0 && action > 6 {
 			action = 6
 		}
 		switch {
 		case action < 5:
-			data := []byte{byte(rand.IntN(256)), byte(rand.IntN(256))}
-			w.write(w.keys[rand.IntN(2)], rand.Int64N(size-2), data)
+			data := []byte{byte(chance.IntN(256)), byte(chance.IntN(256))}
+			w.write(w.keys[chance.IntN(2)], chance.Int64N(size-2), data)
 		case action < 7:
 			w.take()
 		case action < 9:
-			w.remove(pick(), rand.IntN(4) == 0, nil)
+			w.remove(pick(), chance.IntN(4) == 0, nil)
 		case action == 9:
 			w.remove(pick(), false, types.NewBool(false))
 		case action == 10:
+			w.note("consolidate")
 			w.check(w.s.consolidate(w.s.context(), w.vm, w.s.owners(w.s.context(), w.vm)))
 		case action == 11:
-			w.move(fmt.Sprintf("LocalDS_%d", rand.IntN(2)))
+			w.move(fmt.Sprintf("LocalDS_%d", chance.IntN(2)))
 		default:
 			w.revert(pick())
 		}
 		w.verify()
 	}
+	w.take() // its removal folds what removals without consolidation left, even if no other snapshot is there
 	for len(roots(w.vm)) > 0 {
 		w.remove(roots(w.vm)[0].Snapshot, true, nil)
 	}

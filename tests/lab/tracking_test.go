@@ -4,7 +4,6 @@
 package main
 
 import (
-	"math/rand/v2"
 	"reflect"
 	"testing"
 )
@@ -22,11 +21,12 @@ func flags(x extents, size int64) []bool {
 
 func TestExtentsAgreeWithFlags(t *testing.T) {
 	const size = 200
+	chance := seeded(t)
 	for range 2000 {
 		var x extents
 		model := make([]bool, size)
-		for range rand.IntN(12) {
-			e := extent{rand.Int64N(size), rand.Int64N(30)}
+		for range chance.IntN(12) {
+			e := extent{chance.Int64N(size), chance.Int64N(30)}
 			e.length = min(e.length, size-e.start)
 			x.add(e)
 			for i := e.start; i < e.end(); i++ {
