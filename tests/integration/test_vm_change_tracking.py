@@ -371,6 +371,16 @@ def test_tasks_of_others_are_let_end(machine):
     assert vm.lab.requests()["methods"]["ReconfigVM_Task"] == 1
 
 
+def test_a_server_that_always_refuses(machine):
+    """It names a task that has ended, and is not asked again and again."""
+    vm = machine(tracking=False)
+    vm.lab.call("task", vm=vm.moid, name="relocate", user="somebody", seconds=0)
+    busy = {"task": {"type": "Task", "value": vm.lab.tasks(vm.moid)[-1]["moid"]}}
+    vm.lab.fault(method="ReconfigVM_Task", fault="TaskInProgress", fields=busy, count=0)
+    assert "TaskInProgress" in vm.run(fail=True)["msg"]
+    assert vm.lab.requests()["methods"]["ReconfigVM_Task"] == 2
+
+
 def test_requests(machine):
     vm = machine()
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
@@ -26,6 +26,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     inventory,
     snapshot_tasks,
     snapshots,
+    turns,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.change_tracking import JOB, Plan, Step, Tracking
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
@@ -33,9 +34,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
-T = TypeVar("T")
 REMOVALS = 2  # further attempts to remove a snapshot of ours
-CREATIONS = ("VirtualMachine.createSnapshot", "VirtualMachine.createSnapshotEx")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _take(
     try:
         beside(step.on)
         if step.settings:
-            _in_turn(c, patience, lambda: patience.wait(c, c.call(vm.ReconfigVM_Task, _spec(step))))
+            turns.in_turn(c, lambda: patience.wait(c, c.call(vm.ReconfigVM_Task, _spec(step))), patience.timeout)
     except VsphereFault as error:
         return _refusal(f"change tracking cannot be switched {said}", error)
     try:
@@ -158,8 +157,8 @@ def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patien
     )
     made = False
     try:
-        state, _record, _warnings = _in_turn(
-            c, patience, lambda: snapshot_tasks.create(c, vm, properties, wish, patience)
+        state, _record, _warnings = turns.in_turn(
+            c, lambda: snapshot_tasks.create(c, vm, properties, wish, patience), patience.timeout
         )
         made = True
         return _remove(c, vm, state, patience)
@@ -181,7 +180,7 @@ def clear(c: Connection, vm: Any, patience: Patience) -> list[str]:
     while True:
         attempts_left -= 1
         try:
-            let_tasks_end(c, vm, patience, CREATIONS)
+            let_tasks_end(c, vm, patience, "createSnapshot")
             state, _disks = snapshot_tasks.look(c, vm)
             return _remove(c, vm, state, patience)
         except BackupError:
@@ -195,32 +194,15 @@ def _remove(c: Connection, vm: Any, state: snapshot_tasks.State, patience: Patie
     return warnings
 
 
-def let_tasks_end(c: Connection, vm: Any, patience: Patience, kinds: Sequence[str] = ()) -> bool:
+def let_tasks_end(c: Connection, vm: Any, patience: Patience, kinds: str = "") -> bool:
     """Wait for the tasks that work on a VM, whatever becomes of them; returns whether there were any.
 
-    :param kinds: only those with one of these description IDs
+    :param kinds: only those whose description ID has a match for this pattern
     """
     recent = inventory.read_vm(c, vm, along={"recentTask": ("info.descriptionId", "info.state")})["recentTask"]
-    found = [
-        task
-        for task, info in recent.items()
-        if info.get("info.state") in ("queued", "running") and (not kinds or info.get("info.descriptionId") in kinds)
-    ]
-    snapshot_tasks.let_end(c, found, time.monotonic() + patience.timeout)
+    found = turns.under_way(recent, kinds)
+    turns.let_end(c, found, time.monotonic() + patience.timeout)
     return bool(found)
-
-
-def _in_turn(c: Connection, patience: Patience, action: Callable[[], T]) -> T:
-    """Do something on a VM; where another task was faster, after that."""
-    deadline = time.monotonic() + patience.timeout
-    while True:
-        try:
-            return action()
-        except VsphereFault as error:
-            other = snapshot_tasks.in_the_way(error)
-            if other is None or time.monotonic() > deadline:
-                raise
-        snapshot_tasks.let_end(c, [other], deadline)
 
 
 def _inspected(properties: Mapping[str, Any]) -> Tracking:

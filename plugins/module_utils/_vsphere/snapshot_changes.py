@@ -10,18 +10,17 @@ Each change is planned on what one read of the VM told (``snapshot_plans``) and 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     inventory,
     snapshot_plans,
     snapshot_revert,
     snapshot_tasks,
     snapshots,
+    turns,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
@@ -247,22 +246,12 @@ class Changes:
 
     def _undisturbed(self, work: Callable[[], Outcome]) -> Outcome:
         """Plan and act once no other task works on the snapshots; anew if one began between the two."""
-        deadline = time.monotonic() + self.patience.timeout
-        waited_for: set[Any] = set()
-        others: Iterable[Any] = snapshot_tasks.under_way(self.properties)
-        while True:
-            others = [task for task in others if task not in waited_for]
-            if others:
-                snapshot_tasks.let_end(self.c, others, deadline)
-                waited_for.update(others)
-                self.properties = inventory.read_vm(self.c, self.vm, snapshots.PROPERTIES, self.along)
-            try:
-                return work()
-            except VsphereFault as error:
-                other = snapshot_tasks.in_the_way(error)
-                if other is None or other in waited_for or time.monotonic() > deadline:
-                    raise
-                others = [other]
+
+        def look_again() -> None:
+            self.properties = inventory.read_vm(self.c, self.vm, snapshots.PROPERTIES, self.along)
+
+        others = turns.under_way(self.properties["recentTask"], "snapshot|consolidate")
+        return turns.in_turn(self.c, work, self.patience.timeout, others=others, waited=look_again)
 
 
 def _left(after: State, task: Any) -> State:

@@ -10,9 +10,7 @@ A removal is only over when the disks need no consolidation any more.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import re
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,8 +21,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     ConnectionFailed,
     NotFound,
     NotSupported,
-    TaskFailed,
-    TimedOut,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
@@ -33,6 +29,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     snapshots,
     stamps,
     tasks,
+    turns,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_text
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
@@ -326,21 +323,14 @@ def _finish(
     c: Connection, start: Callable[[], Any], wait: Callable[[Connection, Any], T], patience: Patience
 ) -> T | None:
     """Start a removal, after another task if one is in the way, and ``wait`` for it; None if it had nothing to do."""
-    deadline = time.monotonic() + patience.timeout
-    stood_in_the_way: set[Any] = set()
-    while True:
-        try:
-            return wait(c, start())
-        except NotFound:
-            return None  # somebody else was faster
-        except VsphereFault as error:
-            if error.details.get("fault") == "ManagedObjectNotFound":
-                return None
-            other = in_the_way(error)
-            if other is None or other in stood_in_the_way or time.monotonic() > deadline:
-                raise
-            stood_in_the_way.add(other)
-        let_end(c, [other], deadline)
+    try:
+        return turns.in_turn(c, lambda: wait(c, start()), patience.timeout)
+    except NotFound:
+        return None  # somebody else was faster
+    except VsphereFault as error:
+        if error.details.get("fault") == "ManagedObjectNotFound":
+            return None
+        raise
 
 
 def _halfway(c: Connection, vm: Any, removal: Removal, error: BackupError) -> BackupError:
@@ -361,39 +351,6 @@ def _halfway(c: Connection, vm: Any, removal: Removal, error: BackupError) -> Ba
         "not_removed": [one.as_dict() for one in left],
     }
     return type(error)(f"{error.message} Of the snapshots, {told}.", error.next_step, **details)
-
-
-def in_the_way(error: BackupError) -> Any:
-    """The other task because of which vSphere refused ours; None if that is not the reason or it does not tell."""
-    return getattr(error.__cause__, "task", None) if error.details.get("fault") == "TaskInProgress" else None
-
-
-def under_way(properties: Mapping[str, Any]) -> list[Any]:
-    """The tasks on the VM's snapshots that ran when it was read."""
-    return [
-        task
-        for task, info in properties["recentTask"].items()
-        if str(info.get("info.state")) in ("queued", "running")
-        and re.search("snapshot|consolidate", info.get("info.descriptionId") or "", re.IGNORECASE)
-    ]
-
-
-def let_end(c: Connection, others: Sequence[Any], deadline: float) -> None:
-    """Wait until somebody else's tasks end, whatever becomes of them.
-
-    :param deadline: until when, of ``time.monotonic()``
-    :raises TimedOut: one goes on longer
-    """
-    for task in others:
-        try:
-            with contextlib.suppress(TaskFailed, NotFound):
-                tasks.wait(c, task, timeout=max(1.0, deadline - time.monotonic()))
-        except TimedOut as error:
-            raise TimedOut(
-                f"Another task works on the virtual machine, and nothing was begun. {error.message}",
-                "Run this one again when that has ended, or give it a longer timeout.",
-                **error.details,
-            ) from error
 
 
 def settle(c: Connection, vm: Any, patience: Patience, state: State | None = None) -> tuple[State, list[str]]:
