@@ -27,7 +27,7 @@ options:
   folder:
     description:
       - Folder of the virtual machine, to find it faster or to tell it from others of the same name. If it is not in the
-        folder itself, it is looked for in the folders below.
+        folder itself, it is looked for in the folders below, and then wherever the path to it has this part.
       - Either absolute, starting with the datacenter, for example V(/dc1/vm/production/web), or relative to the virtual
         machine folder of a datacenter, for example V(production/web) or V(vm/production/web). Slashes at both ends
         change nothing.

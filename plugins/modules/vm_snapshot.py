@@ -52,7 +52,7 @@ options:
   duplicates:
     description:
       - What to do when several snapshots are named O(snapshot_name), or several fit with O(state=revert). The default
-        is to fail and to list them.
+        is to fail and to list them. With O(state=present), the newest will do if none of them has to be changed.
       - With O(state=absent) and one of O(name_pattern), O(older_than) and O(keep_last), all of that name are meant
         unless this is V(newest) or V(oldest).
       - V(all) can only be used with O(state=absent).
@@ -96,7 +96,8 @@ options:
     description:
       - Description to give to the snapshot that exists, instead of O(description). If it does not exist, the task
         fails.
-      - An empty string clears the description.
+      - An empty string clears the description, unless O(description) says another. A snapshot that does not exist is
+        made then.
     type: str
   last_snapshot_min_age:
     description:
@@ -543,15 +544,15 @@ current_snapshot:
   type: dict
   sample: null
 snapshot_results:
-  description: The same in the form of C(community.vmware.vmware_guest_snapshot).
+  description:
+    - The same in the form of C(community.vmware.vmware_guest_snapshot), where times look like
+      V(2026-11-20T02:00:04.123456+00:00). Empty if the virtual machine has no snapshots.
   returned: success
   type: dict
-  sample:
-    current_snapshot: {}
-    snapshots: []
+  sample: {}
   contains:
     current_snapshot:
-      description: The snapshot on which the virtual machine runs; empty if it has none.
+      description: The snapshot on which the virtual machine runs; empty if it runs on none.
       type: dict
     snapshots:
       description: All snapshots, each with C(id), C(name), C(description), C(creation_time), C(state) and C(quiesced).
@@ -602,7 +603,7 @@ result:
   returned: success
   type: dict
   sample:
-    completion_time: "2026-11-20T02:00:09Z"
+    completion_time: "2026-11-20T02:00:09.123456+00:00"
     entity_name: web01
     error: null
     state: success
@@ -619,6 +620,11 @@ result:
     state:
       description: Its state.
       type: str
+msg:
+  description: Why nothing had to be changed.
+  returned: if nothing was changed
+  type: str
+  sample: The snapshot exists, and is as it is wished.
 seconds:
   description: How long it took from the plan to the end of the last task.
   returned: success
@@ -671,21 +677,23 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         patience = Patience(params["timeout"], params["on_timeout"], params["retries"], params["retry_delay"])
         how = {"check": module.check_mode, "waits": params["wait"], "along": along}
         outcome = act(Changes(c, vm, properties, patience, **how), params)
-        return {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
+        result = {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
+        return result if outcome.changed else {**result, "msg": _NOTHING_TO_DO[params["state"]]}
 
 
 def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
     if params["duplicates"] == "all":
         raise InvalidInput("duplicates=all only goes with state=absent.", "Choose newest, oldest or fail.")
     floor = params["min_free_space"]
-    texts = [text for text in (params["new_description"], params["description"]) if text is not None]
+    # An empty new_description clears, but not what the same task describes.
+    texts = (params["new_description"] or None, params["description"], params["new_description"])
     return changes.present(
         _choice(params),
         lambda now: _wish(params, now),
         Guards(params["max_depth"], in_bytes(floor, "min_free_space") if floor else None, params["unprotected_disks"]),
         adjust=Adjustment(
             params["new_snapshot_name"],
-            texts[0] if texts else None,
+            next((text for text in texts if text is not None), None),
             only=_renames_only(params),
         ),
         min_age=_duration(params["last_snapshot_min_age"]),
@@ -694,14 +702,13 @@ def _present(changes: Changes, params: dict[str, Any]) -> Outcome:
 
 def _renames_only(params: dict[str, Any]) -> bool:
     """Whether nothing is created if there is no such snapshot."""
-    return bool(params["new_snapshot_name"]) or params["new_description"] is not None
+    return bool(params["new_snapshot_name"] or params["new_description"])
 
 
 def _absent(changes: Changes, params: dict[str, Any]) -> Outcome:
-    choice = _choice(params)
     if not params["remove_all"]:
-        return changes.absent(choice, children=params["remove_children"])
-    if not choice.empty:
+        return changes.absent(_choice(params), children=params["remove_children"])
+    if not _choice({**params, "snapshot_name": params["snapshot_name"] or None}).empty:
         raise InvalidInput("remove_all leaves nothing to choose.", "Leave out either it or the chosen snapshots.")
     return changes.remove_all()
 
@@ -720,6 +727,12 @@ def _consolidated(changes: Changes, params: dict[str, Any]) -> Outcome:
     return changes.consolidated()
 
 
+_NOTHING_TO_DO = {
+    "present": "The snapshot exists, and is as it is wished.",
+    "absent": "No such snapshot exists.",
+    "remove_all": "The virtual machine has no snapshots.",
+    "consolidated": "The disks need no consolidation.",
+}
 _ACTIONS = {
     "present": _present,
     "absent": _absent,
@@ -730,6 +743,8 @@ _ACTIONS = {
 
 
 def _choice(params: dict[str, Any]) -> Choice:
+    if params["snapshot_name"] == "":  # from a variable without a value; left out, it might mean all snapshots
+        raise InvalidInput("The name of the snapshot is empty.", "Give snapshot_name a value, or leave it out.")
     stamp = params["stamp"] or {}
     return Choice(
         name=params["snapshot_name"],

@@ -97,7 +97,8 @@ options:
   filters:
     description:
       - Values that a snapshot must have, by C(creation_time), C(description), C(folder) (the name of the folder of the
-        virtual machine), C(id), C(name), C(quiesced), C(state) and C(vm_name), compared as text without regard to case.
+        virtual machine), C(id), C(name), C(quiesced), C(state) and C(vm_name), compared as text without regard to case,
+        and times in whole seconds.
       - They are those of community.vmware.vmware_all_snapshots_info. A name that is none of these is an error.
     type: dict
     default: {}
@@ -387,14 +388,12 @@ consolidation_needed:
   type: bool
   sample: false
 guest_snapshots:
-  description: >-
-    RV(current_snapshot) (an empty dictionary if there is none) and RV(snapshots), under the names of
-    community.vmware.vmware_guest_snapshot_info.
+  description:
+    - RV(current_snapshot) and RV(snapshots) in the form of C(community.vmware.vmware_guest_snapshot_info), where times
+      look like V(2026-11-20T02:00:04.123456+00:00). Empty if the virtual machine has no snapshots.
   returned: for one virtual machine
   type: dict
-  sample:
-    current_snapshot: {}
-    snapshots: []
+  sample: {}
 virtual_machines:
   description: The virtual machines with snapshots that are meant, by name; with O(include_empty=true) the others, too.
   returned: for many virtual machines
@@ -505,16 +504,16 @@ totals:
       description: How many entries RV(unreadable) has.
       type: int
 vmware_all_snapshots_info:
-  description: >-
-    A row for each snapshot that is returned, with the values of O(filters), under the name of
-    community.vmware.vmware_all_snapshots_info.
+  description:
+    - A row for each snapshot that is returned, with the values of O(filters), in the form of
+      C(community.vmware.vmware_all_snapshots_info); times are those of RV(guest_snapshots).
   returned: for many virtual machines
   type: list
   elements: dict
   sample: []
 """
 
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotFound
@@ -532,7 +531,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fl
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_filters import (
-    FIELDS,
     OWNERS,
     Filter,
     totals,
@@ -560,7 +558,7 @@ def _one(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str, 
     return {
         **entry,
         "snapshots_tree": snapshots.nest(entry["snapshots"]),
-        "guest_snapshots": {"current_snapshot": entry["current_snapshot"] or {}, "snapshots": entry["snapshots"]},
+        "guest_snapshots": snapshots.as_community(state.snapshots, entry["snapshots"], entry["current_snapshot"]),
         "totals": totals(entry["snapshots"]),
     }
 
@@ -584,12 +582,15 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
     ]
     nearer = {one.vm: states[one.vm].snapshots for one in near}
     records = describe(c, nearer, _details(params), start=c.content.rootFolder, now=found.clock)
-    entries = []
+    entries: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for one in found.machines:
         if one.vm in nearer and one.vm not in records:
             found.complain("it went while it was read", **one.as_dict()["vm"])
             continue
         entry = _entry(one.as_dict()["vm"], one, states[one.vm], records.get(one.vm, {}), params, wanted)
+        told = snapshots.community_rows(states[one.vm].snapshots, entry["snapshots"])
+        rows += [{**_names(one), **row} for row in told]
         if entry["snapshots"] or params["include_empty"]:
             entries.append({**one.as_dict(), **entry})
     chosen = [snapshot for entry in entries for snapshot in entry["snapshots"]]
@@ -605,7 +606,7 @@ def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str,
             "unreadable": len(found.unreadable),
             **totals(chosen),
         },
-        "vmware_all_snapshots_info": list(_flat(entries)),
+        "vmware_all_snapshots_info": rows,
     }
 
 
@@ -637,14 +638,6 @@ def _names(machine: fleet.Machine) -> dict[str, str]:
         "vm_name": unescape(machine.properties["name"]),
         "folder": (machine.folder or "").rpartition("/")[2],
     }
-
-
-def _flat(entries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row for each snapshot, as community.vmware.vmware_all_snapshots_info returns them."""
-    for entry in entries:
-        for snapshot in entry["snapshots"]:
-            row = {"vm_name": entry["vm"]["name"], "folder": (entry["folder"] or "").rpartition("/")[2]}
-            yield {**row, **{key: snapshot[key] for key in FIELDS if key in snapshot}}
 
 
 def _details(params: Mapping[str, Any]) -> Details:
@@ -692,11 +685,10 @@ def main() -> None:
             "sizes": {"type": "bool", "default": True},
             "creators": {"type": "bool", "default": False},
         },
-        groups=(VCENTER, optional(VM)),
+        groups=(VCENTER, optional(VM)),  # as in community.vmware, several may name the same machine
         mutually_exclusive=[
             ("snapshot_name", "snapshot_id", "snapshot_moid"),
-            (*VM_KEYS, "vms"),
-            *((one, many) for one in VM_KEYS for many in ("cluster", "tags")),
+            *((one, many) for one in VM_KEYS for many in ("vms", "cluster", "tags")),
         ],
     )
 

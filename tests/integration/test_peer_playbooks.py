@@ -143,3 +143,41 @@ def test_their_examples_run_with_only_the_name_of_the_module_changed(collection,
         "quiesced",
         "state",
     }
+
+
+def test_what_playbooks_of_users_do_with_the_answers(lab, playbook):
+    """Ways of dealing with empty options, with a machine without snapshots and with times that were met in public."""
+    vm = lab.create_vm("met-in-public", disks=[1 << 20], folder="linux/patched")
+    snapshot, info = "holdfast.backup.vm_snapshot", "holdfast.backup.vm_snapshot_info"
+    esxi = {"name": vm["name"], "folder": "", "datacenter": ""}
+    lowest_folder = {"name": vm["name"], "folder": "patched", "datacenter": "DC0", "uuid": "", "moid": ""}
+    unset = {"new_snapshot_name": "", "new_description": ""}
+    age = "to_datetime('%Y-%m-%dT%H:%M:%S.%f%z')).tzinfo is defined"
+    day = "{{ all.vmware_all_snapshots_info[0].creation_time[:10] }}"
+    checks = [
+        "first.guest_snapshots.current_snapshot is not defined",
+        "made.snapshot_results.current_snapshot.description == 'before'",
+        f"(made.snapshot_results.current_snapshot.creation_time | {age}",
+        f"(made.result.completion_time | {age}",
+        f"(one.guest_snapshots.snapshots[0].creation_time | {age}",
+        f"(all.vmware_all_snapshots_info[0].creation_time | {age}",
+        "there.msg is defined and there is not changed",
+        "exactly.totals.snapshots == 1 and that_day.totals.snapshots == 1",
+        "gone.snapshot_results | length == 0 and gone.msg is not defined",
+    ]
+    tasks = [
+        {info: esxi, "register": "first"},
+        {snapshot: {**lowest_folder, **unset, "snapshot_name": "a", "description": "before"}, "register": "made"},
+        {snapshot: {**esxi, **unset, "snapshot_name": "a", "description": "before"}, "register": "there"},
+        {info: lowest_folder, "register": "one"},
+        {info: {"datacenter": "DC0", "filters": {"vm_name": vm["name"]}}, "register": "all"},
+        {
+            info: {"filters": {"creation_time": "{{ all.vmware_all_snapshots_info[0].creation_time }}"}},
+            "register": "exactly",
+        },
+        {info: {"match_type": "includes", "filters": {"creation_time": f"{day} "}}, "register": "that_day"},
+        {snapshot: {**lowest_folder, "folder": "/DC0", "state": "remove_all"}, "register": "gone"},
+        {"ansible.builtin.assert": {"that": checks}},
+    ]
+    playbook([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], env=lab.env())
+    assert lab.snapshots(vm["moid"]) == []

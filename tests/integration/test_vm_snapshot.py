@@ -180,6 +180,13 @@ def test_a_new_description_is_only_for_one_that_exists(vm):
     assert vm.run(snapshot_name="one", description="x", new_description="y")["snapshot"]["description"] == "y"
 
 
+def test_an_empty_new_description_beside_a_description_says_nothing(vm):
+    """As from a variable without a value; community.vmware does not look at it then."""
+    options = {"snapshot_name": "one", "description": "x", "new_snapshot_name": "", "new_description": ""}
+    assert vm.run(**options)["snapshot"]["description"] == "x"
+    assert not vm.run(**options)["changed"]
+
+
 def test_rename_in_check_mode(vm):
     made = vm.take("one", description="first")
     plan = vm.run(snapshot_moid=made["moid"], new_snapshot_name="two", check=True, diff=True)
@@ -427,7 +434,8 @@ def test_removal(vm, choice, left):
     assert sorted(one["name"] for one in result["removed"]) == gone
     assert result["changed"] == bool(gone)
     assert result["snapshot"] is None
-    assert set(result) - {"invocation"} == KEYS
+    assert set(result) - {"invocation", "msg"} == KEYS
+    assert ("msg" in result) == (not gone)
     again = vm.run(state="absent", **choice(*made))
     assert not again["changed"]
 
@@ -453,12 +461,24 @@ def test_a_choice_is_needed(vm):
     assert "remove_all" in vm.run(state="absent", remove_all=True, snapshot_name="x", fail=True)["msg"]
 
 
+def test_an_empty_name_is_no_choice(vm):
+    """It must neither be overheard nor, left out, widen what is removed."""
+    vm.take("one")
+    for options in ({"state": "absent", "older_than": "0"}, {"state": "revert"}, {"state": "present"}):
+        assert "name of the snapshot is empty" in vm.run(snapshot_name="", **options, fail=True)["msg"]
+    assert vm.names() == ["one"]
+    vm.run(snapshot_name="", state="absent", remove_all=True)
+    assert vm.names() == []
+
+
 def test_two_snapshots_of_one_name(vm):
     first = vm.take("twin", stamp={"job": "a"})
     second = vm.take("twin", stamp={"job": "b"})
-    for state in ("present", "absent"):
-        result = vm.run(snapshot_name="twin", state=state, fail=True)
+    for which in ({"state": "absent"}, {"description": "x"}, {"new_snapshot_name": "other"}):
+        result = vm.run(snapshot_name="twin", **which, fail=True)
         assert [one["id"] for one in result["candidates"]] == [first["id"], second["id"]]
+    there = vm.run(snapshot_name="twin", description="")
+    assert (there["changed"], there["snapshot"]["id"]) == (False, second["id"])
     assert vm.run(snapshot_name="twin", duplicates="oldest")["snapshot"]["id"] == first["id"]
     assert vm.run(snapshot_name="twin", duplicates="newest")["snapshot"]["id"] == second["id"]
     assert "state=absent" in vm.run(snapshot_name="twin", duplicates="all", fail=True)["msg"]

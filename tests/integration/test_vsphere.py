@@ -504,17 +504,36 @@ def test_two_vms_of_one_bios_uuid_are_listed(c, places):
         "/",
     ],
 )
-@pytest.mark.parametrize("datacenter", [None, "DC0", "/DC0/"])
+@pytest.mark.parametrize("datacenter", [None, "", "DC0", "/DC0/"])
 def test_a_folder_in_the_spellings_of_others(c, places, folder, datacenter):
     """A machine may also be below the folder: both peers look there too."""
     assert find_vm(c, name="find-web", folder=folder, datacenter=datacenter)[0]._GetMoId() == places["web"]["moid"]
 
 
+@pytest.mark.parametrize("folder", ["web", "/production", "production/web/", "/DC0", "DC0/"])
+def test_a_folder_that_is_a_part_of_the_path(c, places, folder):
+    """Both peers take the datacenter for a folder, and community.vmware any part of the path."""
+    assert find_vm(c, name="find-web", folder=folder, datacenter="DC0")[0]._GetMoId() == places["web"]["moid"]
+
+
+@pytest.mark.parametrize("folder", ["we", "find/web", "web/production", "/find/production/web/more"])
+def test_a_folder_that_is_not_on_the_way(c, places, folder):
+    with pytest.raises(NotFound, match="find/production/web/find-web"):
+        find_vm(c, name="find-web", folder=folder)
+
+
+def test_a_folder_that_is_a_part_of_several_paths(c, places):
+    with pytest.raises(Ambiguous):
+        find_vm(c, name="find-twin", folder="DC0")
+    assert find_vm(c, name="find-twin", folder="b")[0]._GetMoId() == places["twin2"]["moid"]
+
+
 def test_a_folder_that_must_be_absolute(c, places):
     absolute = {"name": "find-web", "folder_paths_are_absolute": True}
     assert find_vm(c, folder="DC0/vm/find", **absolute)[0]._GetMoId() == places["web"]["moid"]
-    with pytest.raises(NotFound):
-        find_vm(c, folder="find", **absolute)
+    for folder in ("find", "DC0"):
+        with pytest.raises(NotFound):
+            find_vm(c, folder=folder, **absolute)
 
 
 def test_a_machine_in_the_folder_itself_comes_first(c, lab, places):

@@ -6,7 +6,8 @@
 
 Requests: one by ``moid``, two by ``uuid``, by inventory path or by name and absolute folder, three by name alone (names
 only, whatever the number of VMs) or by name and relative folder (one more for each further datacenter). A VM that is
-not in the folder itself but somewhere below it costs three more.
+not in the folder itself but somewhere below it costs three more, and one that has the folder elsewhere on its path
+about as many again.
 
 vCenter stores the characters ``/``, backslash and ``%`` in names as ``%2f``, ``%5c`` and ``%25``.
 """
@@ -45,7 +46,7 @@ def find_vm(
     :param name: its name, as shown or as stored (escaped)
     :param name_match: of several VMs of that name, take the ``first`` or the ``last``, in the order of their IDs
     :param folder: the path of a folder that it is in or below: ``/dc/vm/a/b``, or ``a/b`` or ``vm/a/b`` in each
-        datacenter; with or without slashes at both ends
+        datacenter; with or without slashes at both ends. If it is in none of these, any part of its path
     :param folder_paths_are_absolute: never take ``folder`` for a relative path
     :param datacenter: the name (or path) of its datacenter, to narrow a search by name
     :param inventory_path: its own path, ``/dc/vm/a/b/name``
@@ -67,7 +68,7 @@ def find_vm(
     elif inventory_path:
         vm = _only(c, _at(c, [inventory_path]), f"at {inventory_path}")
     elif name:
-        found = _named(c, name, folder, datacenter, folder_paths_are_absolute)
+        found = _named(c, name, folder, datacenter or None, folder_paths_are_absolute)
         found.sort(
             key=lambda one: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", one._GetMoId())]
         )
@@ -260,7 +261,20 @@ def _named(c: Connection, name: str, folder: str | None, datacenter: str | None,
                 return found
     starts = [c.read(c.content.searchIndex.FindByInventoryPath, parent) for parent in tried]
     folders = [start for start in starts if isinstance(start, vim.Folder)]
-    return [vm for vm, stored in _below(c, folders, vim.VirtualMachine).items() if same_name(stored, name)]
+    found = [vm for vm, stored in _below(c, folders, vim.VirtualMachine).items() if same_name(stored, name)]
+    return found if found or absolute else _within(c, name, folder or "", datacenter)
+
+
+def _within(c: Connection, name: str, folder: str, datacenter: str | None) -> list[Any]:
+    """The VMs of this name that have the folders given somewhere on the way to them, one directly after the other."""
+    wanted = folder.strip("/").split("/")
+    found = []
+    for vm, path in paths(c, _named(c, name, None, datacenter, False)).items():
+        way = path.strip("/").split("/")[:-1]
+        runs = (way[start : start + len(wanted)] for start in range(len(way) - len(wanted) + 1))
+        if any(all(map(same_name, run, wanted)) for run in runs):
+            found.append(vm)
+    return found
 
 
 def _at(c: Connection, wanted: Iterable[str]) -> list[Any]:

@@ -38,7 +38,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 
-_COMMUNITY = ("id", "name", "description", "creation_time", "state", "quiesced")  # of a snapshot in community.vmware
 ALONG = {"recentTask": ("info.state", "info.descriptionId"), "datastore": ("name", "summary.freeSpace")}
 # For what renames only: the disks of all snapshots too, so that nothing has to be read afterwards.
 ALONG_WITH_DISKS = {**ALONG, "rootSnapshot": ("config.hardware.device",)}
@@ -74,10 +73,7 @@ class Outcome:
             "snapshot": self.snapshot,
             "snapshots": list(self.snapshots),
             "current_snapshot": current,
-            "snapshot_results": {
-                "current_snapshot": {key: current[key] for key in _COMMUNITY} if current else {},
-                "snapshots": [{key: one[key] for key in _COMMUNITY} for one in self.snapshots],
-            },
+            "snapshot_results": snapshots.as_community(self.after.snapshots, self.snapshots, current),
             "removed": [one.as_dict() for one in self.removed],
             "renamed": self.renamed,
             "reverted": self.reverted,

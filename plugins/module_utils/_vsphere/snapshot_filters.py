@@ -10,6 +10,7 @@ Pure over the records of snapshots that ``vm_snapshot_info`` returns.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -56,12 +57,14 @@ class Filter:
             self.owner in ("any", record["owner"]),
             self.expired in (None, record["expired"]),
             self.name_pattern is None or fnmatch.fnmatchcase(record["name"], self.name_pattern),
-            all(self._fits(value, {**record, **vm}[name]) for name, value in self.fields.items()),
+            all(self._fits(name, value, {**record, **vm}[name]) for name, value in self.fields.items()),
         )
         return all(checks)
 
-    def _fits(self, wanted: Any, there: Any) -> bool:
+    def _fits(self, name: str, wanted: Any, there: Any) -> bool:
         given, found = str(wanted).lower(), str(there).lower()
+        if name == "creation_time":  # also as community.vmware tells it, and as it compares it
+            given = re.sub(r"\.[0-9]+", "", given).replace("+00:00", "z").replace(" ", "t")
         return given == found if self.match_type == "exact" else given in found
 
 

@@ -205,13 +205,11 @@ def plan_present(
     if choice.job is not None:
         found = snapshots.owned(everything, choice.job, choice.run) if choice.run else []
         return found[0] if found else None
-    found = snapshots.choose(
-        everything,
-        name=choice.name,
-        snapshot_id=choice.snapshot_id,
-        moid=choice.moid,
-        duplicates=choice.duplicates,
-    )
+    named = {"name": choice.name, "snapshot_id": choice.snapshot_id, "moid": choice.moid}
+    several = snapshots.choose(everything, **named, duplicates="all")
+    # Where none of them has to be changed, it does not matter which is meant.
+    any_will_do = choice.duplicates == "fail" and all(adjust.applied(one) == one for one in several)
+    found = snapshots.choose(several, **named, duplicates="newest" if any_will_do else choice.duplicates)
     if not found and adjust.name:
         found = snapshots.choose(everything, name=adjust.name, duplicates=choice.duplicates)
     if found:

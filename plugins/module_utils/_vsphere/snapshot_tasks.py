@@ -119,7 +119,7 @@ class TaskRecord:
     def as_result(self) -> dict[str, Any]:
         """The form of vmware.vmware. A task that failed is an error of ours."""
         return {
-            "completion_time": stamps.timestamp(self.completed) if self.completed else None,
+            "completion_time": stamps.precise(self.completed) if self.completed else None,
             "entity_name": self.entity_name,
             "error": None,
             "state": self.state,

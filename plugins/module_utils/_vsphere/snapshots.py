@@ -32,6 +32,7 @@ PROPERTIES = (
     "runtime.powerState",
 )
 MAX_DEPTH = 32  # vSphere's own limit to snapshots in a row
+_COMMUNITY = ("id", "name", "description", "creation_time", "state", "quiesced")  # of a snapshot in community.vmware
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,26 @@ def flatten(info: Any) -> list[Snapshot]:
         )
         left.extend((child, node.id, depth + 1) for child in reversed(node.childSnapshotList))
     return found
+
+
+def community_rows(everything: Sequence[Snapshot], records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of a VM's snapshots as in community.vmware.
+
+    :param everything: all of them; one that is only planned is not among them, and has no time yet
+    """
+    created = {one.id: stamps.precise(one.created) for one in everything}
+    return [
+        {**{key: record[key] for key in _COMMUNITY}, "creation_time": created.get(record["id"])} for record in records
+    ]
+
+
+def as_community(
+    everything: Sequence[Snapshot], records: Iterable[Mapping[str, Any]], current: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``{current_snapshot, snapshots}`` as in community.vmware, where a VM without snapshots has neither."""
+    told = community_rows(everything, records)
+    here = community_rows(everything, [current] if current else [])
+    return {"current_snapshot": here[0] if here else {}, "snapshots": told} if told or here else {}
 
 
 def nest(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

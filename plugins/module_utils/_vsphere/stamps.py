@@ -40,6 +40,11 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def precise(moment: datetime) -> str:
+    """``2026-11-21T02:00:00.123456+00:00``: the form of the peers, which playbooks take apart."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
 def join(text: str, stamp: Stamp | None) -> str:
     """The description that holds the user's text and the stamp."""
     if stamp is None:
