@@ -56,18 +56,16 @@ def wait(
     :raises TaskFailed: ``details``: fault (its type), task (its moid)
     :raises TimedOut: ``details``: task, task_state (``running``, ``cancelled``, ...)
     """
-    told = _wait(c, [task], beside or {}, timeout, on_progress, on_timeout)
+    # Every change of a property that is watched costs a request, so progress is only watched for somebody.
+    paths = _PATHS if on_progress is None else [*_PATHS, "info.progress"]
+    watched: dict[Any, Sequence[str]] = {**(beside or {}), task: paths}
+    told: dict[Any, dict[str, Any]] = {obj: {} for obj in watched}
+    if not _follow(c, task, watched, told, timeout, on_progress):
+        _give_up(c, task, watched, told, timeout, on_timeout)
+    if told[task]["info.state"] != vim.TaskInfo.State.success:
+        raise _failure(task, told[task]) from told[task].get("info.error")
     result = told[task].get("info.result")
     return result if beside is None else (result, told)
-
-
-def wait_all(c: Connection, tasks: Sequence[Any], *, timeout: float, on_timeout: str = "leave") -> list[Any]:
-    """Like :func:`wait` for several tasks at once; returns their results in the same order.
-
-    The first failed task is raised, after all of them have ended.
-    """
-    told = _wait(c, tasks, {}, timeout, None, on_timeout)
-    return [told[task].get("info.result") for task in tasks]
 
 
 def wait_for(c: Connection, obj: Any, path: str, wanted: Any, timeout: float) -> Any:
@@ -80,49 +78,28 @@ def wait_for(c: Connection, obj: Any, path: str, wanted: Any, timeout: float) ->
     return told[obj].get(path)
 
 
-def _wait(
-    c: Connection,
-    tasks: Sequence[Any],
-    beside: Mapping[Any, Sequence[str]],
-    timeout: float,
-    on_progress: Callable[[int | None], None] | None,
-    on_timeout: str,
-) -> dict[Any, dict[str, Any]]:
-    """The properties of all the tasks, which have succeeded, and of what is watched beside them."""
-    # Every change of a property that is watched costs a request, so progress is only watched for somebody.
-    paths = _PATHS if on_progress is None else [*_PATHS, "info.progress"]
-    watched = {**beside, **dict.fromkeys(tasks, paths)}
-    told: dict[Any, dict[str, Any]] = {obj: {} for obj in watched}
-    if not _follow(c, tasks, watched, told, timeout, on_progress):
-        _give_up(c, tasks, watched, told, timeout, on_timeout)
-    for task in tasks:
-        if told[task]["info.state"] != vim.TaskInfo.State.success:
-            raise _failure(task, told[task]) from told[task].get("info.error")
-    return told
-
-
 def _follow(
     c: Connection,
-    tasks: Sequence[Any],
+    task: Any,
     watched: Mapping[Any, Sequence[str]],
     told: dict[Any, dict[str, Any]],
     timeout: float,
     on_progress: Callable[[int | None], None] | None,
 ) -> bool:
-    """Keep ``told`` up to date until all tasks ended (True) or the time is over (False)."""
+    """Keep ``told`` up to date until the task ended (True) or the time is over (False)."""
     deadline = time.monotonic() + timeout
     reported = None
     with _Watch(c, watched) as watch:
-        while not (is_over := watch.complete and all(_ended(told[task]) for task in tasks)):
+        while not (watch.complete and _ended(told[task])):
             left = deadline - time.monotonic()
-            if left <= 0:
-                break
+            if left <= 0 and not _ended(told[task]):  # what is left to tell of its end comes at once
+                return False
             watch.update(told, left)
-            progress = told[tasks[0]].get("info.progress")
+            progress = told[task].get("info.progress")
             if on_progress is not None and progress != reported:
                 on_progress(progress)
                 reported = progress
-    return is_over
+    return True
 
 
 class _Watch:
@@ -203,23 +180,20 @@ def _cancelled(info: dict[str, Any]) -> bool:
 
 def _give_up(
     c: Connection,
-    tasks: Sequence[Any],
+    task: Any,
     watched: Mapping[Any, Sequence[str]],
     told: dict[Any, dict[str, Any]],
     timeout: float,
     on_timeout: str,
 ) -> None:
-    """Cancel the tasks if wished, and raise TimedOut unless all of them ended by themselves meanwhile."""
-    late = [task for task in tasks if not _ended(told[task])]
+    """Cancel the task if wished, and raise TimedOut unless it ended by itself meanwhile."""
     if on_timeout == "cancel":
-        for task in late:
-            with contextlib.suppress(VsphereFault):  # not cancelable, or ended just now: the state tells
-                c.call(task.CancelTask)
-        _follow(c, tasks, watched, told, CANCEL_GRACE, None)
-        late = [task for task in late if not _ended(told[task]) or _cancelled(told[task])]
-        if not late:
-            return
-    task, info = late[0], told[late[0]]
+        with contextlib.suppress(VsphereFault):  # not cancelable, or ended just now: the state tells
+            c.call(task.CancelTask)
+        _follow(c, task, watched, told, CANCEL_GRACE, None)
+    info = told[task]
+    if _ended(info) and not _cancelled(info):
+        return
     state = "cancelled" if _cancelled(info) else str(info.get("info.state") or "unknown")
     outcome = "It was cancelled" if state == "cancelled" else f"It goes on in vSphere (state {state})"
     raise TimedOut(
