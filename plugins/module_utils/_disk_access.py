@@ -53,8 +53,11 @@ class Way(Protocol):
         :param whole: all of it is read, so that it is worth knowing which areas are in use
         """
 
-    def guarded(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
-        """What holds while disks are open."""
+    def guarded(self, warn: Callable[[str], None], check: Callable[[], None]) -> AbstractContextManager[None]:
+        """What holds while disks are open.
+
+        :param check: called now and then while it is long in coming; raises why to wait no longer
+        """
 
 
 def choose(access: str, library_dir: str | None, transports: Sequence[str]) -> str:
@@ -119,7 +122,7 @@ class VddkWay:
         parameters = {**self._parameters, "path": disk.path, "capacity": disk.capacity}
         return vddk.VddkDisk(self._plugin, parameters, os.path.join(self._directory, f"{disk.key}.status"))
 
-    def guarded(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+    def guarded(self, warn: Callable[[str], None], check: Callable[[], None]) -> AbstractContextManager[None]:
         """Forbid Storage vMotion meanwhile."""
         if not self._movable:
             return nullcontext()
@@ -197,12 +200,12 @@ class NativeWay:
             return changed_areas.in_use(looked_at, query, areas.normalise, self._host)
 
     @contextmanager
-    def guarded(self, warn: Callable[[str], None]) -> Iterator[None]:
+    def guarded(self, warn: Callable[[str], None], check: Callable[[], None]) -> Iterator[None]:
         """Keep the session alive, and what was attached to reach a disk.
 
         :raises NotFound: the snapshot went meanwhile: what was read may be of another moment, whatever hosts said
         """
-        reached = self._places(lambda text: warn(f"{self._owner.name}: {text}"))
+        reached = self._places(lambda text: warn(f"{self._owner.name}: {text}"), check)
         with reached as self._place, self._tickets.kept_alive():
             yield
             with self._tickets.one:

@@ -504,7 +504,7 @@ def _copy(
 
     if not module.check_mode:
         busy = any(result["changed"] or result["bytes_read"] for result in plan)
-        with way.guarded(module.warn) if busy else nullcontext():
+        with way.guarded(module.warn, watch.check) if busy else nullcontext():
             results = jobs.run_all(job, tasks, settings, watch, params["parallel"])
     written = params["direction"] == "restore" and not module.check_mode
     for task, result in zip(tasks, results):

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import nfc_places
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd_store, nfc_places
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -204,3 +207,40 @@ def test_an_attachment_that_fails_leaves_nothing(volume, monkeypatch):
     volume.lab.fault(method="*AttachDisk*", fault="InvalidState", count=99)
     failed = volume.copy(snapshot=snapshot, fail=True)
     assert failed["error_type"] in ("VsphereFault", "TaskFailed")
+
+
+@pytest.mark.parametrize("api", ["vim", "vslm"])
+@pytest.mark.parametrize(("task", "waits"), [("createDiskFromSnapshot", 0), ("attachDisk", 1), ("attachDisk", 0)])
+def test_a_task_that_goes_on_is_seen_to_its_end(volume, monkeypatch, api, task, waits):
+    """A job that is cancelled waits for vSphere no longer, and what vSphere brings about then must not stay."""
+    options = {"snapshot": volume.lab.fcd_snapshot(volume.id, "ours"), "fcd_api": api}
+    if task == "attachDisk" and not waits:
+        image = volume.copy(**options)["disks"][0]["image"]
+        item = {"disk": volume.id, "image": image, "capacity": SIZE}
+        options = {"direction": "restore", "image_dir": None, "disks": [item], "fcd_api": api}
+    store = {"vim": fcd_store.VimStore, "vslm": fcd_store.VslmStore}[api]
+    real, seen = store._wait, []
+
+    def cut_short(self, task, *arguments):
+        seen.append(task._GetMoId())
+        if len(seen) == waits + 1:
+            raise BackupError("The module was asked to stop.")
+        return real(self, task, *arguments)
+
+    monkeypatch.setattr(store, "_wait", cut_short)
+    volume.lab.fault(task=task, delay_ms=1500)
+    assert volume.copy(fail=True, **options)["msg"] == "The module was asked to stop."
+    assert volume.stock() == volume.before
+    with Connection(Endpoint(**volume.lab.module_args())) as c:
+        assert vim.Task(seen[waits], c.stub).info.state in ("success", "error")
+
+
+def test_whoever_is_gone_needs_no_copy(volume, tmp_path):
+    """The end of a playbook is noticed while vSphere makes the copy, which may take hours."""
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    progress = tmp_path / "nobody watches"
+    progress.mkdir()
+    volume.lab.fault(task="createDiskFromSnapshot", delay_ms=1500)
+    failed = volume.copy(snapshot=snapshot, progress_dir=str(progress), fail=True)
+    assert "the playbook that started it is gone" in failed["msg"]
+    assert volume.lab.nfc()["tickets"] == 0

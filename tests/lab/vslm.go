@@ -71,6 +71,16 @@ func (t *vslmTask) VslmQueryTaskResult(*types.VslmQueryTaskResult) soap.HasFault
 	return &methods.VslmQueryTaskResultBody{Res: &types.VslmQueryTaskResultResponse{Returnval: t.info().Result}}
 }
 
+func (t *vslmTask) VslmCancelTask(*types.VslmCancelTask) soap.HasFault {
+	task := &labTask{t.s.reg.Get(vim.ManagedObjectReference{Type: "Task", Value: t.Value}).(*simulator.Task), t.s}
+	ctx := t.s.context()
+	defer t.s.reg.AcquireLock(ctx, task.Self)()
+	if fault := task.CancelTask(ctx, nil).Fault(); fault != nil {
+		return &methods.VslmCancelTaskBody{Fault_: fault}
+	}
+	return &methods.VslmCancelTaskBody{Res: &types.VslmCancelTaskResponse{}}
+}
+
 // vslmStore is the catalog of all datastores.
 type vslmStore struct {
 	vim.ManagedObjectReference

@@ -37,8 +37,11 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.vi_json i
 _GONE = "Its virtual machine or snapshot was removed or changed meanwhile; run the backup again."
 
 Choose = Callable[[list[Disk]], list[Disk]]
-# Given who is to be warned of what is left: where each disk is now, as long as the block runs.
-Places = Callable[[Callable[[str], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]]
+# Given who is to be warned of what is left, and what raises why to wait no longer: where each disk is now, as long as
+# the block runs.
+Places = Callable[
+    [Callable[[str], None], Callable[[], None]], contextlib.AbstractContextManager[Callable[[Disk], Place]]
+]
 
 
 class Tracking(Protocol):
@@ -269,7 +272,7 @@ class VmOwner(Owner):
                 raise NotFound(f"{self.called(disk)} is not there any more.", _GONE)
             return Place(self.identity["moid"], now.key, now.path)
 
-        return lambda warn: contextlib.nullcontext(place)
+        return lambda warn, check: contextlib.nullcontext(place)
 
     def check_frozen(self, disk: Disk) -> None:
         if self._live is None:
@@ -381,8 +384,8 @@ class FcdOwner(Owner):
         there = FcdPlace(self._store, self._fcd, snapshot, self._frozen if snapshot else None, helper)
 
         @contextlib.contextmanager
-        def reached(warn: Callable[[str], None]) -> Iterator[Callable[[Disk], Place]]:
-            with there.reached(warn) as place:
+        def reached(warn: Callable[[str], None], check: Callable[[], None]) -> Iterator[Callable[[Disk], Place]]:
+            with there.reached(warn, check) as place:
                 yield lambda disk: place()
 
         return reached

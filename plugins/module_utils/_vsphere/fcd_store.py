@@ -11,6 +11,7 @@ alike, so one class works with both.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Callable, Iterable, Mapping
 
@@ -18,6 +19,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     ConnectionFailed,
     NotFound,
     NotSupported,
+    TaskFailed,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fcd, stamps, tasks, vslm
@@ -205,9 +207,17 @@ class Store:
         """Make a disk from a ``vim.vslm.CreateSpec``."""
         return located(self._wait(self.c.call(self._method("CreateDisk"), spec), timeout), self.datastores)
 
-    def create_from_snapshot(self, disk: Fcd, snapshot: str, name: str, *, timeout: float = TIMEOUT) -> Fcd:
-        """Make another disk that holds what the snapshot with this ID holds."""
-        found = self._run("CreateDiskFromSnapshot", disk, _id(snapshot), name, timeout=timeout)
+    def create_from_snapshot(
+        self,
+        disk: Fcd,
+        snapshot: str,
+        name: str,
+        *,
+        timeout: float = TIMEOUT,
+        check: Callable[[], None] = lambda: None,
+    ) -> Fcd:
+        """Make another disk that holds what the snapshot with this ID holds; ``check`` is called now and then."""
+        found = self._run("CreateDiskFromSnapshot", disk, _id(snapshot), name, timeout=timeout, check=check)
         return located(found, self.datastores)
 
     def register(self, url: str, name: str) -> Fcd:
@@ -269,13 +279,34 @@ class Store:
         """Take the disk off a VM. Only the VM can do this, in either API."""
         tasks.wait(self.c, self.c.call(vm.DetachDisk, _id(disk.id)), timeout=timeout)
 
+    def settle(self, seconds: float) -> None:
+        """Have the task end whose end nobody saw, if the last wait for one was cut short.
+
+        It would bring back what is put away before.
+
+        :raises TimedOut: it cannot be cancelled, and has not ended after so many seconds
+        """
+        task, self._unseen = self._unseen, None
+        if task is None:
+            return
+        with contextlib.suppress(VsphereFault):  # it cannot be cancelled, or ended just now
+            self.c.call(self._canceller(task))
+        with contextlib.suppress(TaskFailed):
+            self._wait(task, seconds)
+
     # common
+
+    _unseen: Any = None  # the task whose end nobody saw yet
 
     def _address(self, disk: Fcd) -> tuple[Any, ...]:
         """The arguments by which every method takes the disk."""
         raise NotImplementedError
 
-    def _wait(self, task: Any, timeout: float) -> Any:
+    def _wait(self, task: Any, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
+        raise NotImplementedError
+
+    def _canceller(self, task: Any) -> Any:
+        """The method that cancels a task."""
         raise NotImplementedError
 
     def _method(self, name: str) -> Callable[..., Any]:
@@ -298,9 +329,20 @@ class Store:
                 **error.details,
             ) from error
 
-    def _run(self, method: str, disk: Fcd, *args: Any, timeout: float) -> Any:
+    def _run(self, method: str, disk: Fcd, *args: Any, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
         """Start a task on a disk, and wait for its result."""
-        return self._wait(self.c.call(self._method(method), *self._address(disk), *args), timeout)
+        return self._result(self.c.call(self._method(method), *self._address(disk), *args), timeout, check)
+
+    def _result(self, task: Any, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
+        """Wait for a task; one whose end is not seen is left to :meth:`settle`."""
+        self._unseen = task
+        try:
+            result = self._wait(task, timeout, check)
+        except TaskFailed:
+            self._unseen = None
+            raise
+        self._unseen = None
+        return result
 
 
 class VslmStore(Store):
@@ -319,8 +361,11 @@ class VslmStore(Store):
     def _address(self, disk: Fcd) -> tuple[Any, ...]:
         return (_id(disk.id),)
 
-    def _wait(self, task: Any, timeout: float) -> Any:
-        return vslm.wait(self.c, task, timeout=timeout)
+    def _wait(self, task: Any, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
+        return vslm.wait(self.c, task, timeout=timeout, check=check)
+
+    def _canceller(self, task: Any) -> Any:
+        return task.Cancel
 
 
 class VimStore(Store):
@@ -330,13 +375,16 @@ class VimStore(Store):
     _update_metadata = "UpdateVStorageObjectMetadataEx"
 
     def attach(self, disk: Fcd, vm: Any, controller: int, unit: int, *, timeout: float = TIMEOUT) -> None:
-        self._wait(self.c.call(vm.AttachDisk, *self._address(disk), controller, unit), timeout)
+        self._result(self.c.call(vm.AttachDisk, *self._address(disk), controller, unit), timeout)
 
     def _address(self, disk: Fcd) -> tuple[Any, ...]:
         return (_id(disk.id), vim.Datastore(disk.datastore.moid, self.c.stub))
 
-    def _wait(self, task: Any, timeout: float) -> Any:
-        return tasks.wait(self.c, task, timeout=timeout)
+    def _wait(self, task: Any, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
+        return tasks.wait(self.c, task, timeout=timeout, check=check)
+
+    def _canceller(self, task: Any) -> Any:
+        return task.CancelTask
 
 
 def key_values(entries: Mapping[str, str]) -> list[Any]:

@@ -24,6 +24,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd impor
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fcd_store import Store
 
 _PAUSES = (1, 2, 4, 8)  # seconds; somebody else may be attaching to the helper too
+_COPYING = 7 * 24 * 3600  # seconds that vSphere may take to copy a disk; for users there is the option timeout
+_SETTLING = 60.0  # seconds for a task that was cut short to end
 _OFF = "poweredOff"
 
 
@@ -74,10 +76,12 @@ class FcdPlace:
         )
 
     @contextlib.contextmanager
-    def reached(self, warn: Callable[[str], None]) -> Iterator[Callable[[], Place]]:
+    def reached(self, warn: Callable[[str], None], check: Callable[[], None]) -> Iterator[Callable[[], Place]]:
         """Tells the place as it is now, as long as the block runs.
 
         What was attached and made for it goes in every path.
+
+        :param check: called now and then while vSphere copies; raises why to wait no longer
         """
         if self._helper is None and self._holder is not None:
             holder = self._holder
@@ -91,13 +95,17 @@ class FcdPlace:
             try:
                 yield self._attach(self._disk)
             finally:
+                self._settle(self._disk.name, warn)
                 self._put_away(self._detach, self._disk, warn)
         else:
             self._remove_copies(warn)
             try:
-                copy = self._store.create_from_snapshot(self._disk, self._snapshot, self._copy_name)
+                copy = self._store.create_from_snapshot(
+                    self._disk, self._snapshot, self._copy_name, timeout=_COPYING, check=check
+                )
                 yield self._attach(copy)
             finally:
+                self._settle(self._copy_name, warn)
                 self._remove_copies(warn)
 
     # Looking
@@ -190,6 +198,13 @@ class FcdPlace:
     def _remove(self, disk: Fcd) -> None:
         self._detach(disk)
         self._store.delete(disk)
+
+    def _settle(self, name: str, warn: Callable[[str], None]) -> None:
+        """See the end of a task that was cut short: it would bring back what is put away before."""
+        try:
+            self._store.settle(_SETTLING)
+        except BackupError as error:
+            warn(f"{name} may be left by a task that goes on: {error.message}")
 
     def _remove_copies(self, warn: Callable[[str], None]) -> None:
         """Delete our copies of this disk, that of a killed run too."""

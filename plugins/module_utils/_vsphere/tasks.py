@@ -44,6 +44,7 @@ def wait(
     on_progress: Callable[[int | None], None] | None = None,
     on_timeout: str = "leave",
     beside: Mapping[Any, Sequence[str]] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Any:
     """Wait for one task and return its result.
 
@@ -51,6 +52,7 @@ def wait(
     :param on_progress: called with the percentage (None when the server gives none) when it changes
     :param on_timeout: ``leave`` the task running, or ``cancel`` it
     :param beside: managed object -> property paths, told as they are when the task has ended, in no further request
+    :param check: called at least once in :data:`SLICE` seconds; what it raises ends the wait, not the task
     :returns: the result; with ``beside`` a pair of the result and object -> {path: value}, where an unset or
         unreadable property is a missing key; the task itself is among the objects
     :raises TaskFailed: ``details``: fault (its type), task (its moid)
@@ -60,7 +62,7 @@ def wait(
     paths = _PATHS if on_progress is None else [*_PATHS, "info.progress"]
     watched: dict[Any, Sequence[str]] = {**(beside or {}), task: paths}
     told: dict[Any, dict[str, Any]] = {obj: {} for obj in watched}
-    if not _follow(c, task, watched, told, timeout, on_progress):
+    if not _follow(c, task, watched, told, timeout, on_progress, check):
         _give_up(c, task, watched, told, timeout, on_timeout)
     if told[task]["info.state"] != vim.TaskInfo.State.success:
         raise _failure(task, told[task]) from told[task].get("info.error")
@@ -85,6 +87,7 @@ def _follow(
     told: dict[Any, dict[str, Any]],
     timeout: float,
     on_progress: Callable[[int | None], None] | None,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Keep ``told`` up to date until the task ended (True) or the time is over (False)."""
     deadline = time.monotonic() + timeout
@@ -94,6 +97,7 @@ def _follow(
             left = deadline - time.monotonic()
             if left <= 0 and not _ended(told[task]):  # what is left to tell of its end comes at once
                 return False
+            check()
             watch.update(told, left)
             progress = told[task].get("info.progress")
             if on_progress is not None and progress != reported:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from http.client import HTTPException
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     ConnectionFailed,
@@ -88,10 +88,11 @@ def open_catalog(c: Connection) -> Catalog | None:
     return Catalog(c, content.vStorageObjectManager)
 
 
-def wait(c: Connection, task: Any, *, timeout: float) -> Any:
+def wait(c: Connection, task: Any, *, timeout: float, check: Callable[[], None] = lambda: None) -> Any:
     """Wait for a task of the service and return its result.
 
     :param timeout: seconds
+    :param check: called at least once in :data:`LAST_PAUSE` seconds; what it raises ends the wait, not the task
     :raises TaskFailed: ``details``: fault (its type), task (its moid)
     :raises TimedOut: ``details``: task, task_state
     """
@@ -104,6 +105,7 @@ def wait(c: Connection, task: Any, *, timeout: float) -> Any:
             return c.read(task.QueryResult) if info.result is None else info.result
         if info.state == vslm.TaskInfo.State.error:
             raise _failure(task, info) from info.error
+        check()
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimedOut(
