@@ -658,10 +658,11 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
     Changes,
     Outcome,
 )
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Adjustment, Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
 VSS_TYPES = ("full", "incremental", "differential", "log", "copy", "other")  # 1 to 6 in the API

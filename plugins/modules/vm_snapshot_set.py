@@ -292,6 +292,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._quantities import
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_sets, snapshots, tags
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fleet import Choice
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_sets import (
@@ -300,7 +301,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
     Member,
     Outcome,
 )
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotSupported
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_guards, snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.changed_areas import parse_change_id
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
 
@@ -233,7 +233,7 @@ def _obstacle(vm: str, properties: Mapping[str, Any]) -> str | None:
     if properties.get("capability.changeTrackingSupported") is False:
         return "this virtual machine does not support change tracking"
     try:
-        snapshots.check_possible(vm, properties)
+        snapshot_guards.check_possible(vm, properties)
     except NotSupported as error:
         return f"change tracking cannot be switched without a snapshot: {error.message}"
     return None

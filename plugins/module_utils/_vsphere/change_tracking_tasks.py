@@ -24,6 +24,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     change_tracking,
     inventory,
+    snapshot_create,
+    snapshot_remove,
     snapshot_tasks,
     snapshots,
     turns,
@@ -31,7 +33,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.change_tracking import JOB, Plan, Step, Tracking
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.stamps import Stamp
 
 REMOVALS = 2  # further attempts to remove a snapshot of ours
@@ -158,7 +161,7 @@ def stun(c: Connection, vm: Any, properties: Mapping[str, Any], patience: Patien
     made = False
     try:
         state, _record, _warnings = turns.in_turn(
-            c, lambda: snapshot_tasks.create(c, vm, properties, wish, patience), patience.timeout
+            c, lambda: snapshot_create.create(c, vm, properties, wish, patience), patience.timeout
         )
         made = True
         return _remove(c, vm, state, patience)
@@ -190,7 +193,7 @@ def clear(c: Connection, vm: Any, patience: Patience) -> list[str]:
 
 def _remove(c: Connection, vm: Any, state: snapshot_tasks.State, patience: Patience) -> list[str]:
     ours = snapshots.owned(state.snapshots, JOB)
-    _state, warnings = snapshot_tasks.remove(c, vm, ours, children=False, patience=patience)
+    _state, warnings = snapshot_remove.remove(c, vm, ours, children=False, patience=patience)
     return warnings
 
 

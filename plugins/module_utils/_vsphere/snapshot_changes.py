@@ -4,8 +4,9 @@
 
 """Private to holdfast.backup: bringing a VM's snapshots into the state that is wished, or telling what would change.
 
-Each change is planned on what one read of the VM told (``snapshot_plans``) and then carried out (``snapshot_tasks``,
-``snapshot_revert``). A task on the VM's snapshots that runs meanwhile is let end, and the plan is made anew.
+Each change is planned on what one read of the VM told (``snapshot_plans``) and then carried out (``snapshot_create``,
+``snapshot_remove``, ``snapshot_revert``). A task on the VM's snapshots that runs meanwhile is let end, and the plan is
+made anew.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     inventory,
+    snapshot_create,
     snapshot_plans,
+    snapshot_remove,
     snapshot_revert,
     snapshot_tasks,
     snapshots,
     turns,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import (
     Adjustment,
@@ -34,7 +38,6 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_
     Patience,
     State,
     TaskRecord,
-    Wish,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 
@@ -175,14 +178,14 @@ class Changes:
 
     def _create(self, wish: Wish, guards: Guards) -> Outcome:
         warnings = guards.check(self.c, self.vm, self.properties, memory=wish.memory)
-        quiesce, more = snapshot_tasks.plan_quiesce(self.properties, wish)
+        quiesce, more = snapshot_create.plan_quiesce(self.properties, wish)
         if not self.check and self.waits:
-            after, record, more = snapshot_tasks.create(self.c, self.vm, self.properties, wish, self.patience)
+            after, record, more = snapshot_create.create(self.c, self.vm, self.properties, wish, self.patience)
             more = [*more, *_twins(self.before, after, record)]
             return self._outcome(after, True, snapshot=record, warnings=[*warnings, *more])
         after = self.before
         if not self.check:
-            after = _left(after, snapshot_tasks.begin_creation(self.c, self.vm, self.properties, wish, quiesce))
+            after = _left(after, snapshot_create.begin(self.c, self.vm, self.properties, wish, quiesce))
         record = wish.as_planned(next((one for one in self.before.snapshots if one.current), None))
         outcome = self._outcome(after, True, snapshot=record, warnings=[*warnings, *more])
         there = [{**one, "current": False} for one in outcome.snapshots]
@@ -208,9 +211,9 @@ class Changes:
         warnings: list[str] = []
         if removal.doomed and not self.check:
             if self.waits:
-                after, warnings = snapshot_tasks.carry_out(self.c, self.vm, removal, self.patience)
+                after, warnings = snapshot_remove.carry_out(self.c, self.vm, removal, self.patience)
             else:
-                after = _left(after, snapshot_tasks.begin_removal(self.c, self.vm, removal, self.patience))
+                after = _left(after, snapshot_remove.begin(self.c, self.vm, removal, self.patience))
         return self._outcome(after, bool(removal.doomed), removed=removal.doomed, warnings=warnings)
 
     def _revert(self, target: Snapshot, power: Power) -> Outcome:
@@ -232,7 +235,7 @@ class Changes:
         after = replace(self.before, consolidation_needed=False)
         if needed and not self.check:
             if self.waits:
-                after = snapshot_tasks.consolidate(self.c, self.vm, self.patience)
+                after = snapshot_remove.consolidate(self.c, self.vm, self.patience)
             else:
                 after = _left(after, self.c.call(self.vm.ConsolidateVMDisks_Task))
         return self._outcome(after, needed)

@@ -35,7 +35,7 @@ class Guards:
         :param memory: whether the snapshot is to hold the memory, for which there must be space too
         """
         name = inventory.unescape(properties["name"])
-        snapshots.check_possible(name, properties, self.max_depth)
+        check_possible(name, properties, self.max_depth)
         if self.min_free_space is not None:
             running = properties.get("runtime.powerState") == "poweredOn"
             image = properties.get("config.hardware.memoryMB", 0) << 20 if memory and running else 0
@@ -51,6 +51,34 @@ class Guards:
         if self.unprotected_disks == "fail":
             raise NotSupported(told, "Change these disks, or set unprotected_disks to warn or ignore.")
         return [told]
+
+
+def check_possible(vm: str, properties: Mapping[str, Any], max_depth: int = snapshots.MAX_DEPTH) -> None:
+    """Raise NotSupported when the VM cannot take one more snapshot, before vSphere is asked.
+
+    :param vm: the VM's name, for messages
+    :param properties: values of ``snapshots.PROPERTIES``
+    """
+    if properties.get("config.template"):
+        raise NotSupported(
+            f"{vm} is a template, which cannot have snapshots.", "Convert it to a virtual machine first."
+        )
+    if properties.get("config.ftInfo") is not None:
+        raise NotSupported(
+            f"{vm} has fault tolerance on, which does not allow this snapshot.", "Turn fault tolerance off first."
+        )
+    obstacles = disks.snapshot_obstacles(properties.get("config.hardware.device", ()))
+    if obstacles:
+        raise NotSupported(
+            f"{vm} cannot have snapshots. {'; '.join(obstacles)}.", "Back such a machine up from inside its guest."
+        )
+    depth = next((snapshot.depth for snapshot in snapshots.flatten(properties.get("snapshot")) if snapshot.current), 0)
+    if depth >= max_depth:
+        raise NotSupported(
+            f"{vm} runs on {depth} snapshots in a row; the limit is {max_depth}.",
+            "Remove snapshots that are no longer needed.",
+            depth=depth,
+        )
 
 
 def _check_space(c: Connection, vm: Any, properties: Mapping[str, Any], floor: int, image: int) -> None:

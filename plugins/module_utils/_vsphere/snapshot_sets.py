@@ -28,8 +28,8 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     guests,
     inventory,
     snapshot_changes,
+    snapshot_create,
     snapshot_revert,
-    snapshot_tasks,
     snapshots,
     stamps,
 )
@@ -38,10 +38,11 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim, vmodl
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_changes import Changes
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_guards import Guards
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_plans import Adjustment, Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_revert import Power
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience, Wish
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_tasks import Patience
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 
 AT_ONCE = 64  # VMs whose snapshots are taken, or that are reverted, at the same time
@@ -193,7 +194,7 @@ def obstacles(c: Connection, there: Fleet, wish: Wish, guards: Guards) -> list[O
         checks: list[Callable[[], list[str]]] = [
             lambda one=member: check_connected(one),
             lambda one=member: guards.check(c, one.vm, one.properties, memory=wish.memory),
-            lambda one=member: snapshot_tasks.plan_quiesce(one.properties, wish)[1],
+            lambda one=member: snapshot_create.plan_quiesce(one.properties, wish)[1],
         ]
         for check in checks:
             try:

@@ -5,7 +5,7 @@
 """Private to holdfast.backup: a VM's snapshots as plain records, and the choices made among them.
 
 Pure functions: they work on what one property read returned and see every branch of the tree.
-What changes snapshots is in ``snapshot_tasks``.
+What changes snapshots is in ``snapshot_changes``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotSupported
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, stamps
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import stamps
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import unescape
 
 # What plans and guards need to know of a VM; one read by inventory.find_vm.
@@ -195,31 +195,3 @@ def topmost(chosen: Sequence[Snapshot]) -> list[Snapshot]:
     """Those of the chosen snapshots whose parent is not chosen too."""
     ids = {snapshot.id for snapshot in chosen}
     return [snapshot for snapshot in chosen if snapshot.parent_id not in ids]
-
-
-def check_possible(vm: str, properties: Mapping[str, Any], max_depth: int = MAX_DEPTH) -> None:
-    """Raise NotSupported when the VM cannot take one more snapshot, before vSphere is asked.
-
-    :param vm: the VM's name, for messages
-    :param properties: values of :data:`PROPERTIES`
-    """
-    if properties.get("config.template"):
-        raise NotSupported(
-            f"{vm} is a template, which cannot have snapshots.", "Convert it to a virtual machine first."
-        )
-    if properties.get("config.ftInfo") is not None:
-        raise NotSupported(
-            f"{vm} has fault tolerance on, which does not allow this snapshot.", "Turn fault tolerance off first."
-        )
-    obstacles = disks.snapshot_obstacles(properties.get("config.hardware.device", ()))
-    if obstacles:
-        raise NotSupported(
-            f"{vm} cannot have snapshots. {'; '.join(obstacles)}.", "Back such a machine up from inside its guest."
-        )
-    depth = next((snapshot.depth for snapshot in flatten(properties.get("snapshot")) if snapshot.current), 0)
-    if depth >= max_depth:
-        raise NotSupported(
-            f"{vm} runs on {depth} snapshots in a row; the limit is {max_depth}.",
-            "Remove snapshots that are no longer needed.",
-            depth=depth,
-        )

@@ -62,3 +62,11 @@ def forest(parents):
 
 def ids(found):
     return [snapshot.id for snapshot in found]
+
+
+def chain(depth):
+    """So many snapshots in a row."""
+    inner = node(depth)
+    for number in range(depth - 1, 0, -1):
+        inner = node(number, children=[inner])
+    return info(inner, current=depth)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotSupported
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots, stamps
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshots import Snapshot
 from ansible_collections.holdfast.backup.tests.unit.plugins.module_utils._vsphere.snapshot_trees import (
     BEGIN,
     BRANCHED,
     FORESTS,
+    chain,
     forest,
     ids,
     info,
@@ -22,7 +23,6 @@ from ansible_collections.holdfast.backup.tests.unit.plugins.module_utils._vspher
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from pyVmomi import vim
 
 
 @given(FORESTS)
@@ -160,42 +160,8 @@ def test_owned_are_only_those_with_the_exact_stamp():
     assert snapshots.owned(flat, "night") == []
 
 
-def chain(depth):
-    inner = node(depth)
-    for number in range(depth - 1, 0, -1):
-        inner = node(number, children=[inner])
-    return info(inner, current=depth)
-
-
-def test_depth_limit_counts_the_way_to_the_current_snapshot_only():
-    snapshots.check_possible("web01", {"snapshot": chain(31)})
-    with pytest.raises(NotSupported, match="web01 runs on 32 snapshots in a row; the limit is 32") as caught:
-        snapshots.check_possible("web01", {"snapshot": chain(32)})
-    assert caught.value.details == {"depth": 32}
-    broad = info(*(node(number) for number in range(1, 60)), current=7)
-    snapshots.check_possible("web01", {"snapshot": broad})
-    with pytest.raises(NotSupported, match="limit is 1"):
-        snapshots.check_possible("web01", {"snapshot": broad}, max_depth=1)
-
-
 def test_a_chain_as_deep_as_vsphere_can_ever_have_it_is_no_recursion():
     assert len(snapshots.flatten(chain(255))) == 255
-
-
-@pytest.mark.parametrize(
-    ("properties", "message"),
-    [
-        ({"config.template": True}, "template"),
-        ({"config.ftInfo": vim.vm.FaultToleranceConfigInfo(role=1)}, "fault tolerance"),
-    ],
-)
-def test_machines_that_cannot_have_snapshots(properties, message):
-    with pytest.raises(NotSupported, match=message):
-        snapshots.check_possible("web01", properties)
-
-
-def test_an_ordinary_machine_can():
-    snapshots.check_possible("web01", {})
 
 
 def test_snapshot_records_are_hashable():
