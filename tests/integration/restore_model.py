@@ -221,7 +221,7 @@ class Machine:
 
     def _call(self, snapshot: str, method: str, *args: Any) -> None:
         with Connection(Endpoint(**self.lab.module_args())) as c:
-            tasks.wait(c, getattr(vim.vm.Snapshot(snapshot, c.stub), method)(*args), timeout=30)
+            tasks.wait(c, getattr(vim.vm.Snapshot(snapshot, c.stub), method)(*args), timeout=300)
 
 
 class Repository:

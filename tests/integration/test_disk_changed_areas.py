@@ -504,7 +504,7 @@ def test_a_revert_that_the_change_ids_do_not_tell_of(guest, monkeypatch):
     assert vm.query(vm.snapshot(keep=True), told)["disks"][0]["kind"] == "incremental"
 
     with Connection(Endpoint(**vm.lab.module_args())) as c:
-        tasks.wait(c, vim.vm.Snapshot(user, c.stub).RevertToSnapshot_Task(), timeout=30)
+        tasks.wait(c, vim.vm.Snapshot(user, c.stub).RevertToSnapshot_Task(), timeout=300)
     snapshot = vm.snapshot(keep=True)
     missed = vm.query(snapshot, since)["disks"][0]
     assert (missed["kind"], missed["areas"]) == ("incremental", 0), "the lab is not silent"
@@ -518,7 +518,7 @@ def test_tasks_are_read_page_by_page(guest, monkeypatch):
     vm = guest()
     with Connection(Endpoint(**vm.lab.module_args())) as c:
         reverted = vim.vm.Snapshot(vm.snapshot(), c.stub).RevertToSnapshot_Task()
-        tasks.wait(c, reverted, timeout=30)
+        tasks.wait(c, reverted, timeout=300)
         for _number in range(3):
             vm.snapshot()
         longest = datetime(2026, 1, 1, tzinfo=timezone.utc)

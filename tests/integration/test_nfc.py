@@ -314,7 +314,7 @@ def test_a_snapshot_that_went_before_the_end(machine, monkeypatch):
     def run_all(*arguments: Any) -> Any:
         results = real(*arguments)
         with Connection(Endpoint(**machine.lab.module_args())) as c:
-            tasks.wait(c, c.call(vim.vm.Snapshot(machine.snapshot, c.stub).RemoveSnapshot_Task, True), timeout=30)
+            tasks.wait(c, c.call(vim.vm.Snapshot(machine.snapshot, c.stub).RemoveSnapshot_Task, True), timeout=300)
         return results
 
     monkeypatch.setattr(module.jobs, "run_all", run_all)

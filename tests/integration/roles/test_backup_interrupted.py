@@ -67,9 +67,9 @@ class Day:
 
 
 def _slow(site: Site) -> None:
-    """Copies of 2 MiB per second."""
-    site.lab.vddk(latency_ms=250, in_flight=1)
-    site.lab.nfc(rate=2 * MIB)
+    """Copies of 0.7 MiB per second, so that each is in its middle while others are being interrupted."""
+    site.lab.vddk(latency_ms=750, in_flight=1)
+    site.lab.nfc(rate=2 * MIB // 3)
 
 
 def _is_copied(machine: Machine) -> bool:

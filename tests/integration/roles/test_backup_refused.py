@@ -131,7 +131,7 @@ def snapshot_limit(days: BadDays) -> dict[str, Any]:
     with Connection(Endpoint(**days.site.lab.module_args())) as c:
         vm, _properties = find_vm(c, moid=deep.moid)
         for level in range(32):
-            wait(c, c.call(vm.CreateSnapshot_Task, f"level {level}", "", False, False), timeout=30)
+            wait(c, c.call(vm.CreateSnapshot_Task, f"level {level}", "", False, False), timeout=300)
     return {}
 
 

@@ -47,7 +47,7 @@ class Vcenter:
         self.group = next(one for one in groups if "Uplinks" not in one.name)
 
     def wait(self, task):
-        return tasks.wait(self.c, task, timeout=30)
+        return tasks.wait(self.c, task, timeout=300)
 
     def make(self, name, *devices, **values):
         files = vim.vm.FileInfo(vmPathName="[LocalDS_0]")
