@@ -172,8 +172,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         )
         about = c.about
     if result["works"] and disk is None:
-        result["problem"] = f"Nothing was read: {identity['name']} runs without a snapshot that has a disk."
-        result["next_step"] = "Take a snapshot and check again, or check a virtual machine that is powered off."
+        if _is_off(found):
+            result["problem"] = f"Nothing was read: {identity['name']} has no disk that could be backed up."
+            result["next_step"] = "Check a virtual machine that has one."
+        else:
+            result["problem"] = f"Nothing was read: {identity['name']} runs without a snapshot that has a disk."
+            result["next_step"] = "Take a snapshot and check again, or check a virtual machine that is powered off."
     return {
         "changed": False,
         "vm": identity,
@@ -182,15 +186,23 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
+def _is_off(found: dict[str, Any]) -> bool:
+    off: bool = found["runtime.powerState"] == "poweredOff"
+    return off
+
+
 def _readable(c: Connection, found: dict[str, Any]) -> Disk | None:
     """A disk that no running virtual machine writes to."""
-    devices = found.get(_DEVICES, ())
-    if found["runtime.powerState"] != "poweredOff":
+    disks = from_devices(found.get(_DEVICES, ()))
+    if not _is_off(found):
         if "snapshot" not in found:
             return None
-        snapshot = found["snapshot"].currentSnapshot
-        devices = c.retrieve([snapshot], {vim.vm.Snapshot: [_DEVICES]}).get(snapshot, {}).get(_DEVICES, ())
-    return next((disk for disk in from_devices(devices) if disk.protected), None)
+        live = {disk.path for disk in disks}
+        # There is no current one after a revert to a snapshot that was removed then.
+        snapshot = found["snapshot"].currentSnapshot or found["snapshot"].rootSnapshotList[0].snapshot
+        frozen = c.retrieve([snapshot], {vim.vm.Snapshot: [_DEVICES]}).get(snapshot, {}).get(_DEVICES, ())
+        disks = [disk for disk in from_devices(frozen) if disk.path not in live]
+    return next((disk for disk in disks if disk.protected), None)
 
 
 def main() -> None:

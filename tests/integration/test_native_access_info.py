@@ -68,14 +68,34 @@ def test_a_running_machine_with_a_snapshot(check, lab, machine, run_module):
     run_module("vm_snapshot", {**args, "state": "absent", "snapshot_moid": taken})
 
 
+def test_a_running_machine_whose_snapshots_are_none_of_its_past(check, lab, machine, run_module):
+    """It was reverted to one that was removed then, so none is the current one."""
+    lab.power(machine["moid"], "poweredOn")
+    first, second = (lab.take_snapshot(machine["moid"], name) for name in ("first", "second"))
+    args = {**lab.module_args(), "moid": machine["moid"]}
+    run_module("vm_snapshot", {**args, "state": "revert", "snapshot_moid": first})
+    lab.remove_snapshot(machine["moid"], first)
+    lab.power(machine["moid"], "poweredOn")
+    access = check(read_bytes=MIB)["access"]
+    assert (access["works"], access["stage"], access["bytes_read"]) == (True, "read", MIB)
+    lab.remove_snapshot(machine["moid"], second)
+
+
+def test_a_machine_without_disks(check, lab):
+    access = check(moid=lab.create_vm("no disks", disks=[])["moid"])["access"]
+    assert (access["works"], access["stage"]) == (True, "handshake")
+    assert access["problem"] == "Nothing was read: no disks has no disk that could be backed up."
+
+
 @pytest.mark.parametrize(
     ("knobs", "stage", "words"),
     [
         ({"port_closed": True}, "connect", "refused"),
         ({"host": "no-such-host.invalid"}, "connect", "cannot be resolved"),
+        ({"host": "esx01..example.com"}, "connect", "cannot be resolved"),
         ({"thumbprint": "AA:" * 19 + "AA"}, "thumbprint", "not AA:AA"),
         ({"no_ssl": True}, "authd", "nfcssl"),
-        ({"maintenance": True}, "ticket", "gives no access"),
+        ({"maintenance": True}, "ticket", "The host DC0_"),
         ({"ticket_seconds": 0}, "authd", "530"),
         ({"capacity": 4 * MIB}, "capacity", "4194304"),
         ({"faults": [{"op": "read", "action": "drop", "count": 9}]}, "read", "512 bytes at 0"),

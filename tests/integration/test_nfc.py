@@ -16,11 +16,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import changed_areas, nfc_tickets, tasks
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
+    changed_areas,
+    disk_owners,
+    nfc_tickets,
+    tasks,
+)
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.tests import modules
@@ -245,6 +251,7 @@ def test_a_ticket_that_expires_before_its_use(machine):
         ({"no_ssl": True}, "NotSupported", "nfcssl"),
         ({"maintenance": True}, "VsphereFault", "maintenance mode"),
         ({"host": "no-such-host.invalid"}, "ConnectionFailed", "cannot be resolved"),
+        ({"host": "esx01..example.com"}, "ConnectionFailed", "cannot be resolved"),
         ({"capacity": 16 * MIB}, "CopyFailed", "16777216 bytes instead of"),
     ],
 )
@@ -364,6 +371,22 @@ def test_a_session_that_ended_is_renewed_for_the_next_ticket(machine, monkeypatc
     monkeypatch.setattr(nfc_tickets.NfcTickets, "get", after_the_session_ended)
     assert machine.is_copied(machine.copy())
     assert machine.lab.sessions() == []
+
+
+def test_a_live_disk_is_not_read(machine, monkeypatch):
+    """Even if a snapshot were to name its file; a host would refuse it without saying why."""
+    (live,) = (disk["path"] for disk in machine.lab.vm(machine.moid)["disks"])
+    real = disk_owners.VmOwner.in_snapshot
+
+    def in_snapshot(self, snapshot):
+        disks, host = real(self, snapshot)
+        return [replace(disk, path=live) for disk in disks], host
+
+    monkeypatch.setattr(disk_owners.VmOwner, "in_snapshot", in_snapshot)
+    failed = machine.copy(fail=True)
+    assert failed["error_type"] == "NotSupported"
+    assert f"{machine.name} Hard disk 1 is written to by the running virtual machine" in failed["msg"]
+    assert machine.lab.nfc()["tickets"] == 0
 
 
 def test_a_live_disk_is_refused_before_any_connection(lab, run_module, tmp_path):

@@ -81,7 +81,10 @@ func (n *nfc) serve(conn *net.TCPConn) {
 		secure := tls.Server(&gather{Conn: conn}, &tls.Config{Certificates: []tls.Certificate{certificate}})
 		_ = conn.SetDeadline(time.Now().Add(loginTime))
 		if err := secure.Handshake(); err != nil {
-			return // a client that does not like the certificate
+			if _, plain := err.(tls.RecordHeaderError); plain {
+				n.violation("nbdssl: not the second TLS handshake")
+			}
+			return // else a client that does not like the certificate
 		}
 		_ = conn.SetDeadline(time.Time{})
 		session.conn, session.report.Transport = secure, "nbdssl"

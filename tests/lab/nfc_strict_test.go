@@ -86,6 +86,18 @@ func TestNFCCommandBeforeTLS(t *testing.T) {
 	r.violated("before TLS")
 }
 
+func TestNFCPlainTextForNbdssl(t *testing.T) {
+	r := newRig(t, "v")
+	ticket := r.readTicket()
+	conn, _, err := r.authdLines(ticket, showTicket+ticket.SessionId+"\r\n", banner, plainText, "PROXY vpxa-nfcssl\r\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = conn.Write(append([]byte("\x2b\x00\x00\x00PlainText"), make([]byte, 251)...))
+	_, _ = io.Copy(io.Discard, conn)
+	r.violated("second TLS handshake")
+}
+
 func TestNFCTicketsAreForOnce(t *testing.T) {
 	r := newRig(t, "v")
 	ticket := r.readTicket()
@@ -267,9 +279,10 @@ func TestNFCSessionIsStrict(t *testing.T) {
 			p.op++
 			p.askRead(0, 512)
 		}, 0, "amid the fragments"},
-		"close another":     {0x1e, func(_ *rig, p *peer) { p.ask(5, nil, 1, 2) }, 1, "no such handle"},
-		"close the session": {0x1e, func(_ *rig, p *peer) { p.ask(3, nil, 0) }, 0, "with an open file"},
-		"another end":       {0, func(_ *rig, p *peer) { p.ask(3, nil, 0); p.succeed(3); p.send(word264(5)) }, 0, "type 4 was due"},
+		"close another":           {0x1e, func(_ *rig, p *peer) { p.ask(5, nil, 1, 2) }, 1, "no such handle"},
+		"close the session":       {0x1e, func(_ *rig, p *peer) { p.ask(3, nil, 0) }, 0, "with an open file"},
+		"another end":             {0, func(_ *rig, p *peer) { p.ask(3, nil, 0); p.succeed(3); p.send(word264(5)) }, 0, "type 4 was due"},
+		"a request after the end": {0, func(_ *rig, p *peer) { p.ask(3, nil, 0); p.succeed(3); p.ask(9, nil, 0, 0, 0) }, 0, "type 4 was due"},
 		"more after the end": {0, func(_ *rig, p *peer) {
 			p.ask(3, nil, 0)
 			p.succeed(3)

@@ -175,18 +175,24 @@ class Disk(ReopeningDisk):
     def flush(self) -> None:
         """Let the host close the disk: NFC knows no other message that makes what was written durable.
 
-        A failed flush is not repeated: what a new session closes is not what the old one had.
+        A failed flush is not repeated, and nothing is done after it: what a new session closes is not what the old
+        one had.
         """
         with self._state:
             self._closing = True
             self._state.wait_for(lambda: self._in_flight == 0)
             try:
+                if self._hopeless is not None:
+                    raise self._hopeless
                 if self._handle is not None:
                     session: Session = self._handle
-                    self._opener.submit(session.close_disk).result()
-                    self._opener.submit(self._close_now).result()
+                    try:
+                        self._opener.submit(session.close_disk).result()
+                    finally:
+                        self._opener.submit(self._close_now).result()
             except NfcError as error:
-                raise _named(error, f"{self._what('Flushing')} failed:") from None
+                self._hopeless = self._hopeless or _named(error, f"{self._what('Flushing')} failed:")
+                raise self._hopeless from None
             finally:
                 self._closing = False
                 self._state.notify_all()

@@ -212,9 +212,9 @@ def connect(ticket: Ticket, transport: str, timeout: float) -> Wire:
 def _errors(address: str) -> Iterator[None]:
     try:
         yield
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # the latter of what can be no name, like esx..example.com
         hint = "Let the proxy resolve the names of all ESXi hosts: by DNS or /etc/hosts."
-        message = f"The name of the ESXi host {address} cannot be resolved: {error.strerror}."
+        message = f"The name of the ESXi host {address} cannot be resolved: {getattr(error, 'strerror', error)}."
         raise NfcError("connect", message, hint=hint, repeats=2) from None
     except ssl.SSLError as error:
         raise nfc.lost("connect", f"TLS with {address} failed: {error}.") from None
@@ -271,7 +271,7 @@ def _expect(line: str, wanted: int, address: str, what: str) -> str:
         hint = "The host cannot encrypt NFC. Let it, or allow plain text by transports: [nbd]."
     elif what.startswith("PROXY"):
         hint = "The host does not serve NFC. Check that its licence and services allow backups."
-    raise NfcError("authd", f"{address} answered {what.strip()} with: {line}.", hint=hint, repeats=repeats)
+    raise NfcError("authd", f"{address} answered {what.strip()} with: {line.rstrip('.')}.", hint=hint, repeats=repeats)
 
 
 def _line(sock: socket.socket) -> str:

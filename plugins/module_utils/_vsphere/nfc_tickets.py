@@ -78,12 +78,9 @@ class NfcTickets:
         machine = vim.VirtualMachine(vm, self._c.stub)
         with self.one:
             if key is None:
-                ticket = self._ask(self._service.NfcGetVmFiles, machine)
+                ticket = self._ask(machine, self._service.NfcGetVmFiles, machine)
             else:
-                # The host that has the virtual machine registered; it may be another one than the last time.
-                found = self._c.retrieve([machine], {vim.VirtualMachine: ["runtime.host"]})
-                host = found.get(machine, {}).get("runtime.host")
-                ticket = self._ask(self._service.NfcRandomAccessOpenDisk, machine, key, host)
+                ticket = self._ask(machine, self._service.NfcRandomAccessOpenDisk, machine, key, self._host_of(machine))
             return self._as_dict(ticket)
 
     @contextlib.contextmanager
@@ -105,7 +102,20 @@ class NfcTickets:
         finally:
             ended.set()
 
-    def _ask(self, method: Any, *arguments: Any) -> Any:
+    def _host_of(self, machine: Any) -> Any:
+        """The host that has the virtual machine registered; it may be another one than the last time."""
+        found = self._c.retrieve([machine], {vim.VirtualMachine: ["runtime.host"]})
+        return found.get(machine, {}).get("runtime.host")
+
+    def _name_of_host(self, machine: Any) -> str:
+        """The same for people, if it can be seen."""
+        with contextlib.suppress(BackupError):
+            host = self._host_of(machine)
+            if host is not None:
+                return f"The host {self._c.retrieve([host], {vim.HostSystem: ['name']})[host]['name']}"
+        return "The host"
+
+    def _ask(self, machine: Any, method: Any, *arguments: Any) -> Any:
         try:
             return self._c.call(method, *arguments)
         except (NotFound, VsphereFault) as error:
@@ -117,7 +127,7 @@ class NfcTickets:
                 ) from error
             if error.details.get("fault") == "InvalidHostState":
                 raise VsphereFault(
-                    f"The host gives no access to disks now: {error.message}",
+                    f"{self._name_of_host(machine)} gives no access to disks now: {error.message}",
                     "It is in maintenance mode or not connected: wait, or migrate the virtual machine to another host.",
                     **error.details,
                 ) from error
