@@ -624,7 +624,7 @@ msg:
   description: Why nothing had to be changed.
   returned: if nothing was changed
   type: str
-  sample: The snapshot exists, and is as it is wished.
+  sample: The snapshot already exists as it is wished.
 seconds:
   description: How long it took from the plan to the end of the last task.
   returned: success
@@ -729,7 +729,7 @@ def _consolidated(changes: Changes, params: dict[str, Any]) -> Outcome:
 
 
 _NOTHING_TO_DO = {
-    "present": "The snapshot exists, and is as it is wished.",
+    "present": "The snapshot already exists as it is wished.",
     "absent": "No such snapshot exists.",
     "remove_all": "The virtual machine has no snapshots.",
     "consolidated": "The disks need no consolidation.",

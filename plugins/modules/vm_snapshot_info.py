@@ -543,7 +543,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     wanted = _filter(params)
     with Connection(endpoint(params)) as c:
-        if any(params[option] for option in VM_KEYS):
+        if any(params[option] is not None for option in VM_KEYS):  # an empty one is a mistake, and not all machines
             return {"changed": False, **_one(c, params, wanted)}
         return {"changed": False, **_many(c, params, wanted)}
 

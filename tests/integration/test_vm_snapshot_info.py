@@ -170,6 +170,10 @@ def test_disks_of_snapshots_at_any_depth(stock):
     assert [(one["depth"], len(one["disks"])) for one in result["snapshots"]] == [(1, 2), (2, 2), (3, 2), (4, 2)]
 
 
+def test_an_empty_name_is_not_all_machines(stock):
+    assert "No virtual machine was named" in stock.run(name="", folder="", fail=True)["msg"]
+
+
 def test_totals_and_rows(stock):
     result = stock.run(disks=False)
     snapshots = [snapshot for one in result["virtual_machines"] for snapshot in one["snapshots"]]
