@@ -54,6 +54,17 @@ VM = OptionGroup(
     required_one_of=[VM_KEYS],
 )
 
+# Many VMs. What they mean is fleet.Choice.from_options.
+VMS = OptionGroup(
+    argument_spec={
+        "vms": {"type": "list", "elements": "raw"},
+        "folder": {"type": "str"},
+        "cluster": {"type": "str"},
+        "datacenter": {"type": "str"},
+        "tags": {"type": "list", "elements": "str"},
+    },
+)
+
 _APIS = ["auto", "vim", "vslm"]
 
 # One first class disk.

@@ -17,33 +17,17 @@ description:
   - Returns the snapshots of a virtual machine as a flat list and as a tree, with their age, depth, size, stamp, and
     their disks with change IDs.
   - Without O(name), O(inventory_path), O(uuid) or O(moid) it does so for many, namely for those that fit all of O(vms),
-    O(folder), O(cluster), O(datacenter) and O(tags) that are set, or for all of the inventory.
+    O(folder), O(cluster), O(datacenter) and O(tags) that are set, or for all of the inventory. If several have a name
+    of O(vms), all of them are taken.
   - The number of requests depends neither on the number of virtual machines nor on that of snapshots, apart from
     answers of more than 500 objects, which come in pages. A virtual machine that cannot be read is listed with the
     reason and does not keep the others from being read.
 options:
-  vms:
-    description:
-      - Which virtual machines. Each is a name, a UUID or a managed object ID, or a dictionary of some of C(name),
-        C(uuid) (BIOS or instance), C(instance_uuid), C(moid) and C(folder), which must all fit.
-      - All that have a name are taken if there are several.
-    type: list
-    elements: raw
   folder_recursive:
     description:
       - Whether the virtual machines in the folders below O(folder) are taken, too. Only used without O(name).
     type: bool
     default: true
-  cluster:
-    description:
-      - Name or path of a cluster, or of a host that is in none. Only virtual machines on it are taken.
-    type: str
-  tags:
-    description:
-      - Tags as C(category:name), or their IDs. Only virtual machines that have them are taken.
-      - Needs the Automation API of vCenter 7.0 Update 2 or later.
-    type: list
-    elements: str
   tag_match:
     description:
       - Whether a virtual machine needs V(all) of the O(tags) or V(any) of them.
@@ -127,6 +111,7 @@ options:
 extends_documentation_fragment:
   - holdfast.backup.vcenter
   - holdfast.backup.vm
+  - holdfast.backup.vms
   - holdfast.backup.attributes
   - holdfast.backup.attributes.reads
   - holdfast.backup.attributes.login
@@ -522,12 +507,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
     VM,
     VM_KEYS,
+    VMS,
     endpoint,
     optional,
     vm_selection,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots, tags
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet, snapshot_tasks, snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_filters import (
@@ -564,15 +550,7 @@ def _one(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str, 
 
 
 def _many(c: Connection, params: Mapping[str, Any], wanted: Filter) -> dict[str, Any]:
-    choice = fleet.Choice(
-        folder=params["folder"],
-        recursive=params["folder_recursive"],
-        cluster=params["cluster"],
-        datacenter=params["datacenter"],
-        moids=tags.holders(c, params["tags"], every=params["tag_match"] == "all") if params["tags"] else None,
-        selections=params["vms"],
-    )
-    found = fleet.survey(c, choice, snapshot_tasks.STATE_PROPERTIES)
+    found = fleet.survey(c, fleet.Choice.from_options(c, params), snapshot_tasks.STATE_PROPERTIES)
     states = {one.vm: snapshot_tasks.state_of(one.properties) for one in found.machines}
     # Most VMs have no snapshot that is meant, and need not be looked at any closer.
     near = [
@@ -664,10 +642,7 @@ def main() -> None:
     run_module(
         run,
         argument_spec={
-            "vms": {"type": "list", "elements": "raw"},
             "folder_recursive": {"type": "bool", "default": True},
-            "cluster": {"type": "str"},
-            "tags": {"type": "list", "elements": "str"},
             "tag_match": {"type": "str", "choices": ["all", "any"], "default": "all"},
             "include_empty": {"type": "bool", "default": False},
             "snapshot_name": {"type": "str"},
@@ -685,7 +660,7 @@ def main() -> None:
             "sizes": {"type": "bool", "default": True},
             "creators": {"type": "bool", "default": False},
         },
-        groups=(VCENTER, optional(VM)),  # as in community.vmware, several may name the same machine
+        groups=(VCENTER, optional(VM), VMS),  # as in community.vmware, several may name the same machine
         mutually_exclusive=[
             ("snapshot_name", "snapshot_id", "snapshot_moid"),
             *((one, many) for one in VM_KEYS for many in ("vms", "cluster", "tags")),

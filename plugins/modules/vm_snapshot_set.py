@@ -17,6 +17,10 @@ description:
   - Takes snapshots of several virtual machines at the same time, reverts all of them, and removes the snapshots.
   - A set is known by the job and the run in the stamp of its snapshots (O(stamp)), and by nothing else. So a later
     play, another job, or a sweeper after a crash finds it, and no snapshot without that very stamp is ever touched.
+  - It is about the virtual machines that fit all of O(vms), O(folder), O(cluster), O(datacenter) and O(tags) that are
+    set, with each of the tags. A name in O(vms) that several virtual machines have is refused. Without O(vms),
+    O(state=present) is about all that fit the others, of which one must be given, and the other states about those of
+    them, or of all the inventory, that have a snapshot of the set.
   - Everything is checked for all virtual machines before anything is done to the first one. If one of them cannot be
     snapshotted nevertheless, what was taken of the set is removed again.
   - Fails if anything went wrong with one of the virtual machines, after the others were done. RV(members) says what
@@ -32,35 +36,6 @@ options:
     type: str
     choices: [present, verified, reverted, absent]
     default: present
-  vms:
-    description:
-      - The virtual machines. Each is a name, a UUID or a managed object ID, or a dictionary of some of C(name),
-        C(uuid) (BIOS or instance), C(instance_uuid), C(moid) and C(folder), which must all fit.
-      - A name that several virtual machines have is refused.
-      - Without it, O(state=present) is about all virtual machines of O(folder), O(cluster), O(datacenter) and O(tags),
-        of which one must be given, and the other states about those there, or in all of the inventory, that have a
-        snapshot of the set.
-    type: list
-    elements: raw
-  folder:
-    description:
-      - Path of a folder, absolute like V(/dc1/vm/production) or below the virtual machine folder of a datacenter. Only
-        virtual machines in it and below are meant.
-    type: str
-  cluster:
-    description:
-      - Name or path of a cluster. Only virtual machines on it are meant.
-    type: str
-  datacenter:
-    description:
-      - Name or path of a datacenter. Only virtual machines in it are meant.
-    type: str
-  tags:
-    description:
-      - Tags as C(category:name), or their IDs. Only virtual machines that have all of them are meant.
-      - Needs the Automation API of vCenter 7.0 Update 2 or later.
-    type: list
-    elements: str
   stamp:
     description:
       - Which set.
@@ -164,6 +139,7 @@ options:
     default: 3600
 extends_documentation_fragment:
   - holdfast.backup.vcenter
+  - holdfast.backup.vms
   - holdfast.backup.attributes
   - holdfast.backup.attributes.changes
   - holdfast.backup.attributes.login
@@ -287,9 +263,9 @@ from typing import Any, Callable, Sequence
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
-from ansible_collections.holdfast.backup.plugins.module_utils._options import VCENTER, endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._options import VCENTER, VMS, endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._quantities import duration, in_bytes
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_sets, snapshots, tags
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshot_sets, snapshots
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fleet import Choice
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.snapshot_create import Wish
@@ -309,7 +285,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     params, check_mode = module.params, module.check_mode
     key = _key(params)
     with Connection(endpoint(params)) as c:
-        fleet = snapshot_sets.find(c, _choice(c, params), _wanted(key, params))
+        fleet = snapshot_sets.find(c, Choice.from_options(c, params), _wanted(key, params))
         act = {"present": _present, "verified": _verified, "reverted": _reverted, "absent": _absent}[params["state"]]
         outcomes, what = act(c, fleet, key, params, check_mode)
         sweeping, strays = params["stamp"]["expired_only"], []
@@ -420,8 +396,7 @@ def _absent(c: Connection, fleet: Fleet, key: Key, params: dict[str, Any], check
 
 def _key(params: dict[str, Any]) -> Key:
     stamp = params["stamp"]
-    chosen = [params[option] for option in ("vms", "folder", "cluster", "datacenter", "tags")]
-    if params["state"] == "present" and not any(chosen):
+    if params["state"] == "present" and not any(params[option] for option in VMS.argument_spec):
         raise InvalidInput("It is not said which virtual machines are meant.", "Give vms, folder, cluster or the like.")
     if not (stamp["job"] and stamp["run"]) and not (params["state"] == "absent" and stamp["expired_only"]):
         raise InvalidInput("It is not said which set is meant.", "Give stamp.job and stamp.run.")
@@ -431,16 +406,6 @@ def _key(params: dict[str, Any]) -> Key:
 def _guards(params: dict[str, Any]) -> Guards:
     floor = params["min_free_space"]
     return Guards(params["max_depth"], in_bytes(floor, "min_free_space") if floor else None)
-
-
-def _choice(c: Connection, params: dict[str, Any]) -> Choice:
-    return Choice(
-        moids=tags.holders(c, params["tags"], every=True) if params["tags"] else None,
-        folder=params["folder"],
-        cluster=params["cluster"],
-        datacenter=params["datacenter"],
-        selections=params["vms"],
-    )
 
 
 def _wanted(key: Key, params: dict[str, Any]) -> Callable[[Member, datetime], bool]:
@@ -475,11 +440,6 @@ def main() -> None:
                 "choices": ["present", "verified", "reverted", "absent"],
                 "default": "present",
             },
-            "vms": {"type": "list", "elements": "raw"},
-            "folder": {"type": "str"},
-            "cluster": {"type": "str"},
-            "datacenter": {"type": "str"},
-            "tags": {"type": "list", "elements": "str"},
             "stamp": {
                 "type": "dict",
                 "required": True,
@@ -505,7 +465,7 @@ def main() -> None:
             "remove": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
         },
-        groups=(VCENTER,),
+        groups=(VCENTER, VMS),
     )
 
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tags
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_name
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import (
     IDENTITY,
@@ -53,6 +54,24 @@ class Choice:
     datacenter: str | None = None
     moids: frozenset[str] | None = None
     selections: Sequence[str | Mapping[str, str]] | None = None
+
+    @classmethod
+    def from_options(cls, c: Connection, options: Mapping[str, Any]) -> Choice:
+        """By the options ``vms`` to ``tags`` that modules have in common, and ``folder_recursive`` and ``tag_match``.
+
+        Who has the tags is asked here, which costs requests.
+
+        :raises NotFound: there is no such tag
+        """
+        every = options.get("tag_match") != "any"
+        return cls(
+            folder=options["folder"],
+            recursive=options.get("folder_recursive", True),
+            cluster=options["cluster"],
+            datacenter=options["datacenter"],
+            moids=tags.holders(c, options["tags"], every=every) if options["tags"] else None,
+            selections=options["vms"],
+        )
 
 
 @dataclass
