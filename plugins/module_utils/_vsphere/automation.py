@@ -16,19 +16,18 @@ from urllib.parse import urlencode
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     AuthenticationFailed,
-    BackupError,
     ConnectionFailed,
     NotFound,
     NotSupported,
     VsphereFault,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, refusal
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import SESSION, JsonHttp, decoded
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import SESSION, JsonSession, decoded
 
 _LOGIN = "/api/session"
 
 
-class Automation:
+class Automation(JsonSession):
     """A session of the Automation API of the vCenter that ``c`` is connected to; use it in a ``with`` block.
 
     Paths are those of the reference without ``/api``, with an action's name:
@@ -43,38 +42,27 @@ class Automation:
         """Nothing is connected yet.
 
         :param authorization: makes the header to log in with; by default user name and password
+        :raises NotSupported: it is a host on its own
         """
-        self._c = c
-        self._authorization = authorization
-        self._http: Any = None
-        self._own = False
-
-    def __enter__(self) -> Automation:
-        if not self._c.is_vcenter:
+        if not c.is_vcenter:
             raise NotSupported(
-                f"{self._c.endpoint.address} is a host on its own, which has no Automation API.",
+                f"{c.endpoint.address} is a host on its own, which has no Automation API.",
                 "Connect to its vCenter for what needs tags.",
             )
-        self._http = JsonHttp(self._c.endpoint)
-        try:
-            if self._c.given is not None and self._c.given.rest:
-                self._http.headers[SESSION] = self._c.given.rest
-            else:
-                self._log_in()
-        except BaseException:
-            self._http.close()
-            raise
-        return self
+        super().__init__(c.endpoint)
+        self._c = c
+        self._authorization = authorization
+        self._own = False
 
-    def __exit__(self, *exc_info: Any) -> None:
-        # Nothing that goes wrong here may hide how the work ended.
-        try:
-            if self._own:
-                self.log_out()
-        except BackupError:
-            pass
-        finally:
-            self._http.close()
+    def _begin(self) -> None:
+        if self._c.given is not None and self._c.given.rest:
+            self._http.headers[SESSION] = self._c.given.rest
+        else:
+            self._log_in()
+
+    def _end(self) -> None:
+        if self._own:
+            self.log_out()
 
     def get(self, path: str, **query: Any) -> Any:
         """Read; repeated once when the connection drops. ``query`` are parameters; a list repeats its name."""
@@ -89,7 +77,7 @@ class Automation:
         return self._call("POST", path, body, again=False)
 
     def _log_in(self) -> None:
-        endpoint = self._c.endpoint
+        endpoint = self.endpoint
         if self._authorization is None and not endpoint.can_log_in:
             raise AuthenticationFailed(
                 f"The session with {endpoint.address} holds none of the Automation API, or that one has ended.",
@@ -130,7 +118,7 @@ class Automation:
         body = decoded(response)
         if response.ok:
             return body
-        endpoint, request = self._c.endpoint, response.request
+        endpoint, request = self.endpoint, response.request
         what = f"{request.method} {request.path_url.split('?')[0]}"
         kind = body.get("error_type") if isinstance(body, dict) else None
         words = [message.get("default_message", "") for message in body.get("messages") or ()] if kind else []

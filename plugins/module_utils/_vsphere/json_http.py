@@ -2,16 +2,17 @@
 # BSD 2-Clause License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
 
-"""Private to holdfast.backup: requests to an endpoint by HTTP, as VI JSON and the Automation API need them.
+"""Private to holdfast.backup: requests to an endpoint by HTTP, and the sessions of VI JSON and the Automation API.
 
 Both send the ID of their session in the same header.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, TypeVar
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import ConnectionFailed
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, ConnectionFailed
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import (
     CONNECT_TIMEOUT,
     READ_TIMEOUT,
@@ -20,15 +21,25 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connectio
 )
 
 SESSION = "vmware-api-session-id"
+Self = TypeVar("Self", bound="JsonSession")
 
 
 class JsonHttp:
-    """Sends and receives; what a status means is the caller's matter. ``headers`` go with each request."""
+    """Sends and receives, in a ``with`` block that closes all connections at its end.
+
+    What a status means is the caller's matter. ``headers`` go with each request.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._http = endpoint.http_session()
         self.headers = self._http.headers
+
+    def __enter__(self) -> JsonHttp:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._http.close()
 
     def send(self, method: str, path: str, body: Any = None, **kwargs: Any) -> Any:
         """One request; the ``requests.Response`` whatever its status.
@@ -50,9 +61,34 @@ class JsonHttp:
         except ConnectionFailed:
             return self.send(method, path, body, **kwargs)
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
+
+class JsonSession:
+    """A session in which requests are sent; use it in a ``with`` block."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Nothing is connected yet."""
+        self.endpoint = endpoint
+        self._http: Any = None
+
+    def __enter__(self: Self) -> Self:
+        with contextlib.ExitStack() as closing:
+            self._http = closing.enter_context(JsonHttp(self.endpoint))
+            self._begin()
+            closing.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        # Nothing that goes wrong here may hide how the work ended.
+        with self._http, contextlib.suppress(BackupError):
+            self._end()
+
+    def _begin(self) -> None:
+        """Log in."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Log out."""
+        raise NotImplementedError
 
 
 def decoded(response: Any) -> Any:

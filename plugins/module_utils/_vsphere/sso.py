@@ -138,11 +138,8 @@ def _client(endpoint: Endpoint) -> Any:
 
 def _send(endpoint: Endpoint, message: str, *unused: Any) -> bytes:
     """Send a message to the service; takes the place of ``SsoAuthenticator.perform_request``."""
-    http = JsonHttp(endpoint)
-    try:
+    with JsonHttp(endpoint) as http:
         response = http.send("POST", PATH, data=message.encode(), headers=_HEADERS)
-    finally:
-        http.close()
     if response.ok:
         content: bytes = response.content
         return content

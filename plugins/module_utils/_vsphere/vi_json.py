@@ -16,13 +16,12 @@ from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
-    CertificateRejected,
     ConnectionFailed,
     InvalidInput,
     NotSupported,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Endpoint, refusal
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import SESSION, JsonHttp, decoded
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.json_http import SESSION, JsonSession, decoded
 
 RELEASES = ("9.0.0.0", "8.0.3.0", "8.0.2.0", "8.0.1.0")  # most wanted first
 OLDEST = RELEASES[-1]  # has no negotiation
@@ -30,40 +29,31 @@ OLDEST = RELEASES[-1]  # has no negotiation
 _NO_VI_JSON = "VI JSON needs vCenter 8.0 Update 1 or later; use api: soap."
 
 
-class ViJson:
+class ViJson(JsonSession):
     """A logged-in session; use it in a ``with`` block. ``release`` is the API release in use."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.release = ""
-        self._http: Any = None
-        self._session_manager = ""
+        """Nothing is connected yet.
 
-    def __enter__(self) -> ViJson:
-        if not self.endpoint.can_log_in:
+        :raises InvalidInput: there is no password
+        """
+        if not endpoint.can_log_in:
             raise InvalidInput(
                 "VI JSON has sessions of its own: the one that was given is none of them.",
                 "Give username and password too, or use api: soap.",
             )
-        self._http = JsonHttp(self.endpoint)
-        try:
-            self.release = self._negotiate()
-            content = self._answer(self._http.send("GET", self._path("ServiceInstance", "ServiceInstance", "content")))
-            self._session_manager = content["sessionManager"]["value"]
-            self._login()
-        except BaseException:
-            self._http.close()
-            raise
-        return self
+        super().__init__(endpoint)
+        self.release = ""
+        self._session_manager = ""
 
-    def __exit__(self, *exc_info: Any) -> None:
-        # Nothing that goes wrong here may hide how the work ended.
-        try:
-            self._http.send_again("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
-        except (ConnectionFailed, CertificateRejected):
-            pass
-        finally:
-            self._http.close()
+    def _begin(self) -> None:
+        self.release = self._negotiate()
+        content = self._answer(self._http.send("GET", self._path("ServiceInstance", "ServiceInstance", "content")))
+        self._session_manager = content["sessionManager"]["value"]
+        self._login()
+
+    def _end(self) -> None:
+        self._http.send_again("POST", self._path("SessionManager", self._session_manager, "Logout"), {})
 
     def read(self, kind: str, moid: str, method: str, **parameters: Any) -> Any:
         """Call a method that has no side effects; it is repeated once when the connection drops or the session expired.
