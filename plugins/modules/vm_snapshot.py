@@ -638,7 +638,7 @@ from datetime import datetime
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
 from ansible_collections.holdfast.backup.plugins.module_utils._options import (
     VCENTER,
@@ -677,8 +677,13 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         begun = time.monotonic()
         patience = Patience(params["timeout"], params["on_timeout"], params["retries"], params["retry_delay"])
         how = {"check": module.check_mode, "waits": params["wait"], "along": along}
-        outcome = act(Changes(c, vm, properties, patience, **how), params)
-        result = {"vm": vm_dict(vm, properties), "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
+        identity = vm_dict(vm, properties)
+        try:
+            outcome = act(Changes(c, vm, properties, patience, **how), params)
+        except BackupError as error:  # in a loop over many, nobody else says which
+            error.message = f"{identity['name']}: {error.message}"
+            raise
+        result = {"vm": identity, "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
         return result if outcome.changed else {**result, "msg": _NOTHING_TO_DO[params["state"]]}
 
 
@@ -747,6 +752,8 @@ def _choice(params: dict[str, Any]) -> Choice:
     if params["snapshot_name"] == "":  # from a variable without a value; left out, it might mean all snapshots
         raise InvalidInput("The name of the snapshot is empty.", "Give snapshot_name a value, or leave it out.")
     stamp = params["stamp"] or {}
+    if (params["keep_last"] or 0) < 0:
+        raise InvalidInput("keep_last is less than 0.", "Give how many of the newest snapshots stay.")
     return Choice(
         name=params["snapshot_name"],
         snapshot_id=params["snapshot_id"],

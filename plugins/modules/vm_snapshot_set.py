@@ -116,8 +116,8 @@ options:
     type: str
   power:
     description:
-      - The power state after O(state=reverted), as in M(holdfast.backup.vm_snapshot). With V(keep), what ran before the
-        revert runs again.
+      - The power state after O(state=reverted), as in M(holdfast.backup.vm_snapshot). With V(keep), what ran when the
+        set was taken runs again, and nothing else, whatever happened since.
     type: str
     choices: [keep, as_snapshot, "on", "off"]
     default: keep
@@ -352,7 +352,13 @@ def _refuse_existing(fleet: Fleet, having: Sequence[Any], key: Key, existing: st
         )
 
 
+def _refuse_none(fleet: Fleet, key: Key) -> None:
+    if not fleet.members and not fleet.missing:
+        raise NotFound(f"No virtual machine there has a snapshot of the {key}.", "Look at stamp.job and stamp.run.")
+
+
 def _verified(c: Connection, fleet: Fleet, key: Key, params: dict[str, Any], check_mode: bool) -> Answer:
+    _refuse_none(fleet, key)
     age = params["max_age"]
     outcomes = snapshot_sets.concerns(c, fleet, key, _guards(params), duration(age) if age else None)
     return outcomes, f"The {key} is no way back to count on."
@@ -365,8 +371,7 @@ def _reverted(c: Connection, fleet: Fleet, key: Key, params: dict[str, Any], che
             targets[member] = snapshot_sets.the_one(member, key)
         except BackupError as error:
             outcomes[member] = Outcome(member, "failed", errors=[error])
-    if not fleet.members and not fleet.missing:
-        raise NotFound(f"No virtual machine there has a snapshot of the {key}.", "Look at stamp.job and stamp.run.")
+    _refuse_none(fleet, key)
     if check_mode:
         done = [Outcome(member, "reverted") for member in targets]
     else:
@@ -400,6 +405,8 @@ def _key(params: dict[str, Any]) -> Key:
         raise InvalidInput("It is not said which virtual machines are meant.", "Give vms, folder, cluster or the like.")
     if not (stamp["job"] and stamp["run"]) and not (params["state"] == "absent" and stamp["expired_only"]):
         raise InvalidInput("It is not said which set is meant.", "Give stamp.job and stamp.run.")
+    if stamp["expired_only"] and params["state"] != "absent":
+        raise InvalidInput("stamp.expired_only only goes with state=absent.", "Leave it out.")
     return Key(stamp["job"], stamp["run"])
 
 

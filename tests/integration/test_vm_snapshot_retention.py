@@ -64,6 +64,8 @@ def test_what_goes(vm, options, gone):
 def test_nothing_more_is_chosen_than_was_asked_for(vm):
     for options in ({"older_than": "1d"}, {"keep_last": 1}, {"name_pattern": "*"}, {"stamp": {"job": "deploy"}}):
         assert "leaves nothing to choose" in vm.run(state="remove_all", fail=True, **options)["msg"]
+    refused = vm.run(state="absent", keep_last=-1, fail=True)["msg"]
+    assert refused.startswith(f"{vm.name}: keep_last is less than 0.")
     assert vm.names() == ALL
 
 

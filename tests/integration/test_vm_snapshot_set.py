@@ -224,7 +224,9 @@ def test_machines_are_found_by_name_and_by_place(fleet):
     assert vms.names() == [["release 4"], ["release 4"], []]
     assert actions(vms.run("absent", vms=None, datacenter="DC0")) == ["removed", "removed"]
     refused = vms.run(vms=["vm0", "nobody"], fail=True)
-    assert "nobody: There is no virtual machine of this name" in refused["msg"]
+    assert "nobody: There is no virtual machine of this name or ID where it was looked for" in refused["msg"]
+    assert refused["msg"].endswith("Check the spelling, and the role of the user on it.")
+    assert refused["members"][0]["power_state"] is None
     assert vms.names() == [[], [], []]
     assert "not said which virtual machines" in vms.run(vms=None, fail=True)["msg"]
 
@@ -269,6 +271,16 @@ def test_all_are_reverted_and_keep_what_they_were(fleet):
     assert vms.content() == [b"before"] * 3
     assert [member["power_state"] for member in back["members"]] == ["poweredOff"] * 3
     assert vms.names() == [[], [], ["somebody's"]]
+
+
+def test_the_power_state_is_that_of_when_the_set_was_taken(fleet):
+    vms = fleet({}, {"power": "poweredOff"})
+    vms.run()
+    # A revert that was killed before it started the first one again, or a change that did not get so far, leaves this.
+    vms.lab.power(vms.moids[0], "poweredOff")
+    vms.lab.power(vms.moids[1], "poweredOn")
+    back = vms.run("reverted")
+    assert [member["power_state"] for member in back["members"]] == ["poweredOn", "poweredOff"]
 
 
 def test_one_that_cannot_be_reverted_does_not_stop_the_others(fleet):
@@ -374,3 +386,6 @@ def test_a_set_must_be_named(fleet):
     vms = fleet({})
     assert "which set" in vms.run("absent", stamp={"job": "deployments"}, fail=True)["msg"]
     assert "which set" in vms.run("reverted", stamp={"run": "release 4", "expired_only": True}, fail=True)["msg"]
+    for state in ("verified", "reverted"):
+        assert "No virtual machine there has a snapshot" in vms.run(state, vms=None, fail=True)["msg"]
+    assert "only goes with" in vms.run("reverted", stamp={**STAMP, "expired_only": True}, fail=True)["msg"]

@@ -139,11 +139,15 @@ def find(c: Connection, choice: fleet.Choice, wanted: Callable[[Member, datetime
         raise Ambiguous(f"Names that were given fit several virtual machines: {listed}.", "Give managed object IDs.")
     named = {one.vm._GetMoId() for one in found.machines}
     missing = [
-        Outcome(Member(None, one["vm"], {}, ()), "failed", [NotFound(f"{one['reason']}.".capitalize())])
+        Outcome(Member(None, one["vm"], {}, ()), "failed", [_unreadable(one["reason"])])
         for one in found.unreadable
         if one["vm"]["moid"] not in named
     ]
     return read(c, [one.vm for one in found.machines if wanted(_member(one.vm, one.properties), found.clock)], missing)
+
+
+def _unreadable(reason: str) -> NotFound:
+    return NotFound(f"{reason[0].upper()}{reason[1:]}.", "Check the spelling, and the role of the user on it.")
 
 
 def read(c: Connection, vms: Iterable[Any], missing: Sequence[Outcome] = ()) -> Fleet:
@@ -275,7 +279,8 @@ def take(c: Connection, members: Sequence[Member], wish: Wish, guards: Guards, p
     mine = Choice(job=stamp.job, run=stamp.run)
 
     def act(changes: Changes, member: Member) -> Outcome:
-        done = changes.present(mine, lambda now: wish, guards, adjust=Adjustment(), min_age=None)
+        noted = replace(wish, stamp=replace(stamp, power=str(member.properties["runtime.powerState"])))
+        done = changes.present(mine, lambda now: noted, guards, adjust=Adjustment(), min_age=None)
         return Outcome(member, "taken", warnings=[*done.warnings])
 
     def undo(changes: Changes, member: Member) -> Outcome:
@@ -313,7 +318,7 @@ def revert(
     def act(changes: Changes, member: Member) -> Outcome:
         outcome, target = Outcome(member, "reverted"), Choice(moid=targets[member].moid)
         try:
-            after = changes.revert(target, power).after
+            after = changes.revert(target, _as_noted(power, targets[member])).after
         except BackupError as error:
             if not error.details.get("reverted"):  # else only the power state is not as it should be
                 raise
@@ -329,6 +334,13 @@ def revert(
         return outcome
 
     return at_once(c, [*targets], act, patience)
+
+
+def _as_noted(power: Power, target: Snapshot) -> Power:
+    """With ``keep``, the power state that the VM had when the set was taken."""
+    if power.policy != "keep" or target.stamp is None or target.stamp.power is None:
+        return power
+    return replace(power, policy="on" if target.stamp.power == snapshot_revert.ON else "off")
 
 
 def remove(c: Connection, doomed: Mapping[Member, Sequence[Snapshot]], patience: Patience) -> list[Outcome]:
@@ -399,13 +411,13 @@ def settle(
 
 
 def _record(outcome: Outcome, after: Member, key: Key) -> dict[str, Any]:
-    mine = after.of_set(key)
+    mine, power = after.of_set(key), after.properties.get("runtime.powerState")
     return {
         "vm": outcome.member.identity,
         "action": outcome.action,
         "snapshot": mine[-1].as_dict() if mine else None,
         "removed": [one.as_dict() for one in outcome.removed],
-        "power_state": str(after.properties.get("runtime.powerState")),
+        "power_state": str(power) if power else None,
         "consolidation_needed": bool(after.properties.get("runtime.consolidationNeeded")),
         "problems": [str(error) for error in outcome.errors],
     }

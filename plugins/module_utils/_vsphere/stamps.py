@@ -8,7 +8,8 @@ The stamp is one line of the snapshot's description, after the user's own text::
 
     holdfast.backup {"job": "nightly", "run": "5b6f...", "expires": "2026-11-21T02:00:00Z"}
 
-Only a line written exactly like this counts. Nothing is ever concluded from a snapshot's name.
+Only a line written exactly like this counts. Nothing is ever concluded from a snapshot's name. Those of a set also tell
+the power state that the VM had (``"power": "poweredOn"``): a revert that was killed halfway has changed it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 MARK = "holdfast.backup "
+POWER = ("poweredOn", "poweredOff", "suspended")
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Whose snapshot this is (``job``), from which ``run``, and until when it may live (UTC; None for ever)."""
+    """Whose snapshot this is (``job``), from which ``run``, and until when it may live (UTC; None for ever).
+
+    ``power`` is the power state of the VM when the snapshot was taken; None if nobody asked for it to be noted.
+    """
 
     job: str
     run: str
     expires: datetime | None = None
+    power: str | None = None
 
     def expired(self, now: datetime) -> bool:
         return self.expires is not None and self.expires <= now
@@ -67,7 +73,7 @@ def split(description: str) -> tuple[str, Stamp | None]:
 
 
 def _line(stamp: Stamp) -> str:
-    return MARK + json.dumps(stamp.as_dict())
+    return MARK + json.dumps({**stamp.as_dict(), **({"power": stamp.power} if stamp.power else {})})
 
 
 def _parse(line: str) -> Stamp | None:
@@ -79,8 +85,8 @@ def _parse(line: str) -> Stamp | None:
         until = None
         if expires is not None:
             until = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-        stamp = Stamp(job=content["job"], run=content["run"], expires=until)
+        stamp = Stamp(job=content["job"], run=content["run"], expires=until, power=content.get("power"))
     except (ValueError, TypeError, KeyError):
         return None
-    exact = isinstance(stamp.job, str) and isinstance(stamp.run, str) and _line(stamp) == line
-    return stamp if exact else None
+    exact = isinstance(stamp.job, str) and isinstance(stamp.run, str) and stamp.power in (None, *POWER)
+    return stamp if exact and _line(stamp) == line else None

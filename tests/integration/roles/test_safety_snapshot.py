@@ -188,9 +188,9 @@ def test_a_change_that_succeeds_is_committed(days: Days, ran: Run):
 
 def test_a_change_that_fails_is_rolled_back(days: Days, ran: Run):
     day = days.days["secretly"]
-    assert ran["secretly"].message == (
-        "The virtual machines were rolled back. Tell a secret: what it said is hidden (no_log)"
-    )
+    message = ran["secretly"].message
+    assert message.startswith("The virtual machines were rolled back; the snapshots of the set 20")
+    assert message.endswith(" stay until it is removed by commit. Tell a secret: what it said is hidden (no_log)")
     assert day.contents() == day.before
     assert [member["power_state"] for member in ran["secretly"].result["members"]] == ["poweredOn", "poweredOff"]
     assert day.ours() == [1, 1]
@@ -198,7 +198,7 @@ def test_a_change_that_fails_is_rolled_back(days: Days, ran: Run):
 
 def test_what_is_not_well_is_rolled_back_and_said(days: Days, ran: Run):
     day = days.days["unwell"]
-    before, after = ran["unwell"].message.split(" After the rollback: ")
+    before, after = ran["unwell"].message.split(" The virtual machines were rolled back. After that: ")
     for said in (before, after):
         assert "Port 127.0.0.1:9 does not answer." in said
         assert "http://127.0.0.1:9/ does not answer as it should (status -1)." in said
@@ -226,7 +226,7 @@ def test_those_that_cannot_be_rolled_back_are_named(days: Days, ran: Run):
 
 def test_the_decision_may_be_somebody_elses(days: Days, ran: Run):
     day = days.days["kept"]
-    assert ran["kept"].message.startswith("The virtual machines were left as they are, and the snapshots stay.")
+    assert ran["kept"].message.startswith("The virtual machines were left as they are; the snapshots of the set ")
     assert (day.ours(), day.contents()[0][:7]) == ([1], b"changed")
 
 
@@ -261,12 +261,16 @@ def test_nodes_of_a_workflow_find_the_set(site: Site, monkeypatch: pytest.Monkey
     }
     for machine in day.machines:
         machine.write(0, 0, b"changed")
-    # Found by its stamp, without a list of machines, too.
-    step(site, "rollback", safety_snapshot_vms=[], safety_snapshot_set="workflow 77")
+    # Found by its stamp, without a list of machines, too. Files are looked for where the user is.
+    monkeypatch.setenv("PWD", str(site.home))
+    tasks(site, "node-check", {"name": "Look", "ansible.builtin.debug": {"msg": "All is well."}})
+    step(site, "rollback", safety_snapshot_health_tasks="node-check.yml")
     assert day.contents() == day.before
     assert day.ours() == [1, 1]
     step(site, "commit", **handed_on)
     assert day.ours() == [0, 0]
+    assert step(site, "commit")["localhost"].summary == ["set workflow 77 of the job safety_snapshot: there is none"]
+    assert "Give step as take, verify" in step(site, "undo", rc=2)["localhost"].message
 
 
 def test_only_what_expired_is_swept_after_a_kill(site: Site):
@@ -323,7 +327,7 @@ def test_a_change_on_hosts_that_succeeds(changes: dict[str, tuple[Run, Day]]):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("once", ["once-0: Migrate: The schema is locked.", "once-1: stopped by the failure of another host"]),
+        ("once", ["once-0: Migrate: The schema is locked.", "once-1: stopped, by the failure of another host"]),
         ("cut", ["Unreachable, or left before the end of the change: cut-1."]),
     ],
 )
@@ -335,6 +339,23 @@ def test_a_change_on_hosts_that_fails_anywhere_is_rolled_back_everywhere(
     assert all(text in run["localhost"].message for text in said)
     assert day.contents() == day.before
     assert day.ours() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"pre_change_tasks": "/no/such.yml"}, "There is no file /no/such.yml (pre_change_tasks). Nothing was done."),
+        ({"safety_snapshot_health_tasks": "/no/health.yml"}, "There is no file /no/health.yml (safety_snapshot_health"),
+        ({"target": "elsewhere"}, "No host of the inventory fits target=elsewhere. Nothing was done."),
+    ],
+)
+def test_what_is_not_there_is_said_before_the_first_snapshot(site: Site, extra: dict[str, Any], said: str):
+    day = Day(site, machines(site, os.urandom(3).hex(), {}))
+    name = day.machines[0].name
+    given = {"target": name, "pre_change_tasks": tasks(site, "nothing", FAIL), **extra}
+    run = site.run(PRE_CHANGE, {name: dict(LOCAL)}, rc=2, args=["-e", json.dumps(given)])
+    assert run["localhost"].message.startswith(said)
+    assert site.lab.tasks(day.machines[0].moid) == []
 
 
 def test_nothing_is_changed_without_a_set(site: Site):

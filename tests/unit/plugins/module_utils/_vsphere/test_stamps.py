@@ -21,7 +21,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31)).map(
     lambda moment: moment.replace(microsecond=0, tzinfo=timezone.utc)
 )
-STAMPS = st.builds(Stamp, job=st.text(), run=st.text(), expires=st.none() | MOMENTS)
+STAMPS = st.builds(
+    Stamp, job=st.text(), run=st.text(), expires=st.none() | MOMENTS, power=st.none() | st.sampled_from(stamps.POWER)
+)
 
 
 @given(TEXT, STAMPS)
@@ -58,6 +60,8 @@ def test_text_that_somebody_added_below_changes_nothing():
         LINE.replace('"r1"', "1"),
         LINE.replace('"r1"', "null"),
         LINE.replace("}", ', "more": 1}'),
+        LINE.replace("}", ', "power": null}'),
+        LINE.replace("}", ', "power": "on"}'),
         LINE.replace('"expires": "2026-11-21T02:00:00Z"', '"expires": "tomorrow"'),
         LINE.replace('"expires": "2026-11-21T02:00:00Z"', '"expires": 0'),
         LINE.replace(', "expires": "2026-11-21T02:00:00Z"', ""),
