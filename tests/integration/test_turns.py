@@ -5,27 +5,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import TimedOut, VsphereFault
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tasks, turns
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import inventory, tasks, turns
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-
-
-@pytest.fixture
-def c(lab):
-    with Connection(Endpoint(**lab.module_args())) as c:
-        yield c
-
-
-@pytest.fixture
-def vm(lab, c):
-    """A machine of the test's own."""
-    record = lab.create_vm(f"turns-{time.monotonic_ns()}", disks=[1 << 20])
-    yield vim.VirtualMachine(record["moid"], c.stub)
-    lab.destroy_vm(record["moid"])
+from ansible_collections.holdfast.backup.tests.integration.vsphere import begin_snapshot
 
 
 @pytest.fixture
@@ -33,7 +17,7 @@ def theirs(lab, c, vm):
     """Begins a task of somebody else that takes so many seconds, and returns it."""
 
     def begin(seconds, name="relocate"):
-        lab.call("task", vm=vm._GetMoId(), name=name, user="somebody", seconds=seconds, background=seconds > 0)
+        lab.call("task", vm=vm["moid"], name=name, user="somebody", seconds=seconds, background=seconds > 0)
         return their_tasks(lab, c, vm)[-1]
 
     return begin
@@ -45,7 +29,7 @@ def faster(lab, vm):
 
     def begin(times=1, seconds=0.3):
         how = {"name": "relocate", "user": "somebody", "seconds": seconds, "background": True}
-        lab.before("CreateSnapshot_Task", "task", count=times, vm=vm._GetMoId(), **how)
+        lab.before("CreateSnapshot_Task", "task", count=times, vm=vm["moid"], **how)
 
     return begin
 
@@ -56,14 +40,14 @@ def take(c, vm):
 
     def attempt():
         attempt.made += 1
-        return tasks.wait(c, c.call(vm.CreateSnapshot_Task, "ours", "", False, False), timeout=10)
+        return tasks.wait(c, begin_snapshot(c, vm), timeout=10)
 
     attempt.made = 0
     return attempt
 
 
 def their_tasks(lab, c, vm):
-    return [vim.Task(one["moid"], c.stub) for one in lab.tasks(vm._GetMoId()) if one["user"] == "somebody"]
+    return [vim.Task(one["moid"], c.stub) for one in lab.tasks(vm["moid"]) if one["user"] == "somebody"]
 
 
 def states(c, tasks):
@@ -153,7 +137,7 @@ def test_another_fault_is_no_reason_to_wait(lab, c, take):
 def test_the_tasks_that_have_not_ended(c, vm, theirs):
     theirs(0, "createSnapshot")
     running = theirs(60, "createSnapshot")
-    (read,) = c.retrieve([vm], {vim.VirtualMachine: ["recentTask"]}).values()
-    recent = c.retrieve(read["recentTask"], {vim.Task: ["info.state", "info.descriptionId"]})
+    machine = vim.VirtualMachine(vm["moid"], c.stub)
+    recent = inventory.read_vm(c, machine, along={"recentTask": ["info.state", "info.descriptionId"]})["recentTask"]
     assert turns.under_way(recent) == turns.under_way(recent, "CREATEsnapshot|consolidate") == [running]
     assert turns.under_way(recent, "consolidate") == []
