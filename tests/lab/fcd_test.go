@@ -291,7 +291,7 @@ func TestGovmomisClientWorksOnFirstClassDisks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		result, err := task.WaitNonDefault(ctx, 10*time.Second, time.Millisecond, true, 50*time.Millisecond)
+		result, err := task.WaitNonDefault(ctx, patience, time.Millisecond, true, 50*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -78,7 +78,7 @@ func TestNFCCommandBeforeTLS(t *testing.T) {
 	}
 	defer conn.Close()
 	_, _ = io.WriteString(conn, showTicket+ticket.SessionId+"\r\n"+banner)
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	rest, err := io.ReadAll(conn)
 	if bytes.Contains(rest, []byte("200 ")) || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("%q %v", rest, err)
@@ -289,7 +289,7 @@ func TestNFCSessionIsStrict(t *testing.T) {
 			p.send(append(word264(4), 1))
 		}, 0, "after the end"},
 		"close in flight": {0x1e, func(r *rig, p *peer) {
-			r.set(map[string]any{"latency_ms": 200})
+			r.set(map[string]any{"latency_ms": 60_000})
 			p.askRead(0, 512)
 			p.ask(5, nil, low(p), high(p))
 		}, 0, "in flight"},

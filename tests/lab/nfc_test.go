@@ -114,16 +114,21 @@ func (r *rig) writeTicket() types.HostServiceTicket {
 	return res.Res.Returnval
 }
 
-// violated asserts what the lab noted since the last time.
+// harmed waits until the only fault has come as often as it should.
+func (r *rig) harmed() {
+	r.t.Helper()
+	await(r.t, "the fault", func() bool { return r.set(map[string]any{}).Knobs.Faults[0].Count == 0 })
+}
+
+// violated waits for the end of all sessions and asserts what the lab noted since the last time.
 func (r *rig) violated(want ...string) {
 	r.t.Helper()
 	var got []string
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	await(r.t, fmt.Sprintf("%q and the end of all sessions", want), func() bool {
 		report := r.set(map[string]any{})
-		if got = report.Violations; len(got) >= len(want) && len(report.Open) == 0 {
-			break
-		}
-	}
+		got = report.Violations
+		return len(got) >= len(want) && len(report.Open) == 0
+	})
 	for _, text := range want {
 		if !slices.ContainsFunc(got, func(v string) bool { return strings.Contains(v, text) }) {
 			r.t.Fatalf("%q is not among %q", text, got)
@@ -142,7 +147,7 @@ func (r *rig) authdLines(ticket types.HostServiceTicket, lines ...string) (*net.
 		return nil, "", err
 	}
 	r.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	banner := make([]byte, 0, 300)
 	for one := make([]byte, 1); !bytes.HasSuffix(banner, []byte("\r\n")); {
 		if _, err := conn.Read(one); err != nil {
@@ -243,7 +248,7 @@ func (p *peer) want(data []byte) {
 // closed asserts that nothing but the end is to come.
 func (p *peer) closed() {
 	p.t.Helper()
-	_ = p.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = p.conn.SetReadDeadline(time.Now().Add(patience))
 	rest, err := io.ReadAll(p.conn)
 	var late net.Error
 	if len(rest) > 0 || errors.As(err, &late) && late.Timeout() {

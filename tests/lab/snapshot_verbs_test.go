@@ -131,10 +131,15 @@ func TestAnotherClientBetweenPlanAndAct(t *testing.T) {
 	s.want("snapshots", s.names(), []string{"uno", "mine"})
 	before("RemoveSnapshot_Task", "remove_snapshot", map[string]any{"snapshot": one})
 	s.want("remove what has just gone", s.finish(s.vm.RemoveSnapshot(s.Context(), one, false, nil)), "ManagedObjectNotFound")
-	before("CreateSnapshot_Task", "task", map[string]any{"name": "relocate", "seconds": 0.3, "background": true})
+	control(t, s.lab, "knobs", map[string]any{"cancelable": "all"}, nil)
+	before("CreateSnapshot_Task", "task", map[string]any{"name": "relocate", "seconds": 60, "background": true})
 	s.want("create beside a task", s.finish(s.vm.CreateSnapshot(s.Context(), "late", "", false, false)), "TaskInProgress")
+	for _, ref := range s.read("recentTask").RecentTask {
+		if theirs := object.NewTask(s.client.Client, ref); theirs.Cancel(s.Context()) == nil { // the only one that has not ended
+			s.want("their task", s.finish(theirs, nil), "RequestCanceled")
+		}
+	}
 	before("RevertToCurrentSnapshot_Task", "destroy_vm", map[string]any{})
-	time.Sleep(400 * time.Millisecond) // the task above ends
 	s.want("revert what has just gone", s.finish(s.vm.RevertToCurrentSnapshot(s.Context(), false)), "ManagedObjectNotFound")
 }
 
@@ -154,7 +159,7 @@ func TestARemovalThatFailsInTheMiddle(t *testing.T) {
 
 func TestCancelling(t *testing.T) {
 	s := newStation(t, nil)
-	s.do("take_snapshot", map[string]any{"name": "one"})
+	one := types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: s.do("take_snapshot", map[string]any{"name": "one"})}
 	cancel := func(t *object.Task, err error) string {
 		s.Helper()
 		if err != nil {
@@ -162,11 +167,17 @@ func TestCancelling(t *testing.T) {
 		}
 		return s.finish(t, t.Cancel(s.Context()))
 	}
-	s.inject(map[string]any{"task": "*", "delay_ms": 500})
+	s.inject(map[string]any{"task": "createSnapshot", "delay_ms": 60_000})
 	s.want("a creation", cancel(s.vm.CreateSnapshot(s.Context(), "two", "", false, false)), "RequestCanceled")
 	s.want("snapshots", s.names(), []string{"one"})
-	removal, err := s.vm.RemoveSnapshot(s.Context(), "one", false, nil)
-	s.want("a removal", cancel(removal, err), "NotSupported")
+	ends := s.lab.reg.AcquireLock(s.lab.context(), s.vm.Reference()) // no task can, before
+	res, err := methods.RemoveSnapshot_Task(s.Context(), s.client.Client, &types.RemoveSnapshot_Task{This: one})
+	if err != nil {
+		s.Fatal(err)
+	}
+	removal := object.NewTask(s.client.Client, res.Returnval)
+	s.want("a removal", cancel(removal, nil), "NotSupported")
+	ends()
 	s.want("the removal", s.finish(removal, nil), "")
 	s.want("an ended task", cancel(removal, nil), "InvalidState")
 	s.want("snapshots", s.names(), []string{})

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
@@ -71,6 +72,19 @@ func control(t testing.TB, l *lab, verb string, params any, answer any) {
 	if answer != nil {
 		if err := json.Unmarshal(content, answer); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// patience is how long a test waits for what must come: on a busy machine too, as only a failure takes so long.
+const patience = time.Minute
+
+// await waits until something has happened.
+func await(t testing.TB, what string, happened func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !happened(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("still to come: ", what)
 		}
 	}
 }
