@@ -72,6 +72,13 @@ server:
   returned: success
   type: dict
   sample: {name: VMware vCenter Server, version: 8.0.3, build: "24022515", type: VirtualCenter}
+esxi:
+  description:
+    - The host that the virtual machine is registered on, with C(name), C(version) and C(build); V(null) if it cannot be
+      seen.
+  returned: success
+  type: dict
+  sample: {name: esx01.example.com, version: 8.0.3, build: "24022510"}
 access:
   description: How far it came.
   returned: success
@@ -145,12 +152,13 @@ from ansible_collections.holdfast.backup.plugins.module_utils._module import run
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_check
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.disks import Disk, from_devices
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, vm_dict
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, unescape, vm_dict
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.nfc_tickets import NfcTickets
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
 _DEVICES = "config.hardware.device"
-_PROPERTIES = (_DEVICES, "runtime.powerState", "snapshot")
+_PROPERTIES = (_DEVICES, "runtime.host", "runtime.powerState", "snapshot")
+_PRODUCT = "summary.config.product"
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -162,6 +170,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         vm, found = find_vm(c, **_options.vm_selection(params), properties=_PROPERTIES)
         identity = vm_dict(vm, found)
         disk = _readable(c, found)
+        esxi = _host(c, found)
         tickets = NfcTickets(c)
         result = nfc_check.check(
             lambda: tickets.get(identity["moid"]),
@@ -182,6 +191,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "changed": False,
         "vm": identity,
         "server": {"name": about.name, "version": about.version, "build": about.build, "type": about.apiType},
+        "esxi": esxi,
         "access": {**result, "transport": params["transport"], "disk": disk.path if disk else None},
     }
 
@@ -189,6 +199,14 @@ def run(module: AnsibleModule) -> dict[str, Any]:
 def _is_off(found: dict[str, Any]) -> bool:
     off: bool = found["runtime.powerState"] == "poweredOff"
     return off
+
+
+def _host(c: Connection, found: dict[str, Any]) -> dict[str, Any] | None:
+    host = found.get("runtime.host")
+    seen = c.retrieve([host], {vim.HostSystem: ["name", _PRODUCT]}).get(host, {}) if host else {}
+    if _PRODUCT not in seen:
+        return None
+    return {"name": unescape(seen["name"]), "version": seen[_PRODUCT].version, "build": seen[_PRODUCT].build}
 
 
 def _readable(c: Connection, found: dict[str, Any]) -> Disk | None:

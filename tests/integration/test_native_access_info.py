@@ -32,6 +32,7 @@ def test_all_the_way(check, lab, transport):
     result = check(transport=transport)
     access = result["access"]
     assert not result["changed"]
+    assert (result["esxi"]["name"][:4], result["esxi"]["version"][:2]) == ("DC0_", "8.")
     assert access.pop("rate") > 0
     assert access.pop("seconds") > 0
     assert access == {
@@ -114,7 +115,20 @@ def test_playbook(lab, machine, playbook):
     lab.power(machine["moid"], "poweredOff")
     name = "holdfast.backup.connection_check"
     done = playbook(name, inventory="checked,", env=lab.env())
-    assert '"works": true' in done.stdout
+    for words in (
+        '"VMware vCenter Server ',
+        '"Host DC0_',
+        f'"NFC of {lab.hostname}:{lab.nfc_port} by nbdssl: version 11, buffers of 2.00 MB"',
+        '"Read 8.00 MB of [LocalDS_0] checked/checked.vmdk (8.00 MB) with ',
+        '"The native access works. The last step: read"\n    ]',
+    ):
+        assert words in done.stdout
+    lab.power(machine["moid"], "poweredOn")
+    assert (
+        "works as far as it was tried. The last step: handshake"
+        in playbook(name, inventory="checked,", env=lab.env()).stdout
+    )
     lab.nfc(no_ssl=True)
     failed = playbook(name, inventory="checked,", env=lab.env(), rc=2)
+    assert "does not work. The last step: authd" in failed.stdout
     assert "transports: [nbd]" in failed.stdout
