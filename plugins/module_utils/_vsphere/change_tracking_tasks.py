@@ -17,10 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
-    BackupError,
-    VsphereFault,
-)
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     change_tracking,
     inventory,

@@ -9,11 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Mapping
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
-    ConnectionFailed,
-    NotSupported,
-    VsphereFault,
-)
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import NotSupported, VsphereFault
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     snapshot_remove,
     snapshot_tasks,
@@ -112,17 +108,11 @@ def begin(c: Connection, vm: Any, properties: Mapping[str, Any], wish: Wish, qui
 
     :param quiesce: what ``plan_quiesce`` says
     """
+    call, how = vm.CreateSnapshot_Task, quiesce
+    if quiesce and (spec := _guest_spec(wish)) is not None:
+        call, how = vm.CreateSnapshotEx_Task, spec
     text = stamps.join(wish.description, wish.stamp)
-    spec = _guest_spec(wish) if quiesce else None
-    try:
-        if spec is None:
-            return c.call(vm.CreateSnapshot_Task, wish.name, text, wish.memory, quiesce)
-        return c.call(vm.CreateSnapshotEx_Task, wish.name, text, wish.memory, spec)
-    except ConnectionFailed:
-        task = snapshot_tasks.task_since(c, vm, properties, "createsnapshot")
-        if task is None:
-            raise
-        return task
+    return snapshot_tasks.begin(c, vm, properties, "createsnapshot", call, wish.name, text, wish.memory, how)
 
 
 def _guest_spec(wish: Wish) -> Any:

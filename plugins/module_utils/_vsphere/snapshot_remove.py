@@ -93,12 +93,10 @@ def _finish(
     """Start a removal, after another task if one is in the way, and ``wait`` for it; None if it had nothing to do."""
     try:
         return turns.in_turn(c, lambda: wait(c, start()), patience.timeout)
-    except NotFound:
+    except BackupError as error:
+        if error.details.get("fault") != "ManagedObjectNotFound":
+            raise
         return None  # somebody else was faster
-    except VsphereFault as error:
-        if error.details.get("fault") == "ManagedObjectNotFound":
-            return None
-        raise
 
 
 def _halfway(c: Connection, vm: Any, removal: Removal, error: BackupError) -> BackupError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Mapping
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
-    ConnectionFailed,
+    BackupError,
     InvalidInput,
     NotFound,
     VsphereFault,
@@ -65,15 +65,18 @@ def begin(c: Connection, vm: Any, properties: Mapping[str, Any], target: Snapsho
     """
     managed = vim.vm.Snapshot(target.moid, c.stub)
     try:
-        return c.call(managed.RevertToSnapshot_Task, power.host, power.suppresses(properties.get("runtime.powerState")))
+        # Twice, it would also undo what the VM did since.
+        return snapshot_tasks.begin(
+            c,
+            vm,
+            properties,
+            "revert",
+            managed.RevertToSnapshot_Task,
+            power.host,
+            power.suppresses(properties.get("runtime.powerState")),
+        )
     except NotFound as error:
         raise _vanished(target) from error
-    except ConnectionFailed:
-        # Asked for a second time, it would also undo what the VM did since.
-        task = snapshot_tasks.task_since(c, vm, properties, "revert")
-        if task is None:
-            raise
-        return task
 
 
 def revert(
@@ -87,8 +90,8 @@ def revert(
     task = begin(c, vm, properties, target, power)
     try:
         state, frozen = patience.finish(c, vm, task, target)
-    except (NotFound, VsphereFault) as error:
-        if isinstance(error, NotFound) or error.details.get("fault") == "ManagedObjectNotFound":
+    except BackupError as error:
+        if error.details.get("fault") == "ManagedObjectNotFound":
             raise _vanished(target) from error
         raise
     wanted = power.wanted(properties.get("runtime.powerState"))

@@ -12,15 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
-    disks,
-    inventory,
-    snapshots,
-    stamps,
-    tasks,
-)
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import ConnectionFailed
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import disks, inventory, snapshots, stamps, tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 
@@ -164,11 +159,25 @@ def rename(c: Connection, before: snapshots.Snapshot, wanted: snapshots.Snapshot
     )
 
 
-def task_since(c: Connection, vm: Any, properties: Mapping[str, Any], kind: str) -> Any:
-    """The one task on the VM that began after it was read; None if there is none or no telling.
+def begin(
+    c: Connection, vm: Any, properties: Mapping[str, Any], kind: str, call: Callable[..., Any], *args: Any
+) -> Any:
+    """Start a task that must not run twice, and return it; after a lost reply it is looked for.
 
+    :param properties: what was read of the VM before, with ``recentTask``
     :param kind: a part of the task's description ID, in lower case
     """
+    try:
+        return c.call(call, *args)
+    except ConnectionFailed:
+        task = _task_since(c, vm, properties, kind)
+        if task is None:
+            raise
+        return task
+
+
+def _task_since(c: Connection, vm: Any, properties: Mapping[str, Any], kind: str) -> Any:
+    """The one task on the VM that began after it was read; None if there is none or no telling."""
     recent = inventory.read_vm(c, vm, along={"recentTask": ("info.descriptionId",)})["recentTask"]
     found = [
         task
