@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,19 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
     return value
+
+
+@contextlib.contextmanager
+def once(condition: Callable[[], Any], act: Callable[[], Any]) -> Iterator[None]:
+    """Beside what is done inside, act as soon as the condition holds. Both have ended when this ends."""
+
+    def wait_and_act() -> None:
+        wait_for(condition)
+        act()
+
+    beside = threading.Thread(target=wait_and_act)
+    beside.start()
+    try:
+        yield
+    finally:
+        beside.join()

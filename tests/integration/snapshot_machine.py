@@ -59,6 +59,10 @@ class Machine:
     def requests(self):
         return self.lab.requests()["total"]
 
+    def is_waiting(self):
+        """Whether a run has begun to wait for its task since requests were last counted from zero."""
+        return "CreateFilter" in self.lab.requests()["methods"]
+
     def session(self):
         """A connection of somebody else's."""
         return Connection(Endpoint(**self.lab.module_args()))

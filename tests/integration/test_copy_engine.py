@@ -33,6 +33,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas,
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.backup import backup, is_done
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.progress import Watch
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.restore import restore
+from ansible_collections.holdfast.backup.tests.integration.running import once
 
 MIB = areas.MIB
 CLUSTER = servers.CLUSTER
@@ -516,8 +517,10 @@ def test_watched(guest, settings, tmp_path, marked):
     where = tmp_path / "watch"
     where.mkdir()
     (where / "watched").touch()
-    threading.Timer(1.5, (where / "watched").unlink).start()
-    with pytest.raises(BackupError, match="playbook that started it is gone"):
+    with (
+        once(lambda: os.path.exists(point.image), (where / "watched").unlink),
+        pytest.raises(BackupError, match="playbook that started it is gone"),
+    ):
         backup(slow(point), replace(settings, request_depth=1, request_size=CLUSTER), Watch(str(where)))
     assert gone(marked)
     (where / "watched").touch()

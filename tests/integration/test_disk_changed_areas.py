@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, Endpoint
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
+from ansible_collections.holdfast.backup.tests.integration.running import once
 
 MIB = 1 << 20
 BLOCK = 64 << 10
@@ -299,11 +300,10 @@ def test_an_expired_session_is_logged_in_again(guest, api):
     since = vm.remember(vm.snapshot())
     vm.scribble(2, seed=9)
     snapshot = vm.snapshot()
-    vm.lab.fault("QueryChangedDiskAreas", delay_ms=600)
-    ending = threading.Timer(0.4, vm.lab.expire_sessions)
-    ending.start()
-    assert vm.query(snapshot, since, api=api)["disks"][0]["areas"] == 2
-    ending.join()
+    vm.lab.fault("QueryChangedDiskAreas", delay_ms=1000)
+    vm.lab.requests(reset=True)
+    with once(lambda: vm.lab.requests()["methods"].get("QueryChangedDiskAreas"), vm.lab.expire_sessions):
+        assert vm.query(snapshot, since, api=api)["disks"][0]["areas"] == 2
     assert vm.lab.sessions() == []
 
 

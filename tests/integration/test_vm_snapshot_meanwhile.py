@@ -114,10 +114,10 @@ def test_another_task_is_let_end_before_the_plan(vm, state):
 
 
 def test_another_task_that_goes_on_for_longer(vm):
-    vm.lab.call("task", vm=vm.moid, name="createSnapshot", user="somebody", seconds=3, background=True)
+    vm.lab.call("task", vm=vm.moid, name="createSnapshot", user="somebody", seconds=30, background=True)
     begun = time.monotonic()
     result = vm.run(snapshot_name="one", timeout=1, fail=True)
-    assert time.monotonic() - begun < 2.9
+    assert time.monotonic() - begun < 25
     assert result["error_type"] == "TimedOut"
     assert "Another task works on the virtual machine, and nothing was begun" in result["msg"]
     assert vm.names() == []

@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -271,50 +271,57 @@ def test_what_may_not_be_read_is_a_problem_and_no_damage(backup: Backup, monkeyp
 # --- where it stops --------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Endless:
+    """Some more files can be read. What is read after them has no end, though it looks at the clock meanwhile.
+
+    :param begun: called when as many are being read as are at a time
+    """
+
+    left: int = 2
+    begun: Callable[[], None] = lambda: None
+
+
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading takes long, and looks at the clock meanwhile."""
-    digest = files.digest
+def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
+    state, digest = Endless(), files.digest
 
     def reading(path: str, check: Callable[[int], None]) -> tuple[int, str]:
-        for _turn in range(60):
-            time.sleep(0.01)
-            check(1)
-        return digest(path, check)
-
-    monkeypatch.setattr(files, "digest", reading)
-
-
-@pytest.mark.usefixtures("slow")
-def test_it_stops_in_time_and_stores_nothing_of_what_is_not_finished(backup: Backup) -> None:
-    begun = time.monotonic()
-    result = verify(backup, max_seconds=1)
-    assert time.monotonic() - begun < 1.5
-    assert (result["examined"]["files"], result["remaining"]["files"]) == (2, 3)
-    stored = list(backup.path.rglob("verified.json"))
-    assert len(stored) == 2
-    assert "warnings" not in result
-    assert verify(backup, min_age="1d", max_seconds=1)["remaining"]["files"] == 1
-
-
-def test_a_file_too_large_for_the_time_is_named(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(path: str, check: Callable[[int], None]) -> tuple[int, str]:
+        state.left -= 1
+        if state.left >= 0:
+            return digest(path, check)
+        if state.left == -examining.AT_A_TIME:
+            state.begun()
         while True:
             time.sleep(0.01)
             check(1)
 
-    monkeypatch.setattr(files, "digest", endless)
+    monkeypatch.setattr(files, "digest", reading)
+    return state
+
+
+def test_it_stops_in_time_and_stores_nothing_of_what_is_not_finished(backup: Backup, endless: Endless) -> None:
+    result = verify(backup, max_seconds=2)
+    assert (result["examined"]["files"], result["remaining"]["files"]) == (2, 3)
+    stored = list(backup.path.rglob("verified.json"))
+    assert len(stored) == 2
+    assert "warnings" not in result
+    endless.left = 2
+    assert verify(backup, min_age="1d", max_seconds=2)["remaining"]["files"] == 1
+
+
+def test_a_file_too_large_for_the_time_is_named(backup: Backup, endless: Endless) -> None:
+    endless.left = 0
     result = verify(backup, max_seconds=1)
     assert (result["examined"]["files"], result["changed"]) == (0, False)
     assert any(name(backup, 0) in str(warning) for warning in result["warnings"])
 
 
-@pytest.mark.usefixtures("slow")
 def test_asked_to_stop_it_stops_and_keeps_what_it_has(
-    backup: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backup: Backup, endless: Endless, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "_STORE_EVERY", 1000.0)
-    threading.Timer(0.9, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    endless.begun = lambda: os.kill(os.getpid(), signal.SIGTERM)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         result = verify(backup, fail=True)

@@ -253,7 +253,7 @@ def test_silence_is_an_error_only_when_something_is_owed():
         began = time.monotonic()
         with pytest.raises(NfcError, match="in time"):
             read(opened, 0, 512)
-        assert 0.15 < time.monotonic() - began < 2
+        assert time.monotonic() - began > 0.15
 
 
 def test_a_connection_that_breaks_fails_all_who_wait():
