@@ -194,17 +194,16 @@ func TestFirstClassDisksKeepTheirContent(t *testing.T) {
 						v.takeVM()
 					}
 				case 6:
-					for ref := range v.vms {
-						v.dropVM(ref)
-						break
+					if len(v.vms) > 0 {
+						v.dropVM(v.s.snapshotObjects(v.vm)[chance.IntN(len(v.vms))].Self)
 					}
 				default:
 					v.write(chance.Int64N(volumeSize-9), []byte(fmt.Sprint(chance.IntN(1_000_000))))
 				}
 				v.verify()
 			}
-			for ref := range v.vms {
-				v.dropVM(ref)
+			for _, snapshot := range v.s.snapshotObjects(v.vm) {
+				v.dropVM(snapshot.Self)
 			}
 			for len(v.f.snapshots) > 0 {
 				v.drop(v.f.snapshots[0])

@@ -84,7 +84,7 @@ func await(t testing.TB, what string, happened func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !happened(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("still to come: ", what)
+			t.Fatal("still to come:", what)
 		}
 	}
 }
