@@ -371,6 +371,25 @@ def test_a_session_that_ended_is_renewed_for_the_next_ticket(machine, monkeypatc
     assert machine.lab.sessions() == []
 
 
+def test_the_session_is_used_in_the_middle_of_a_long_copy(machine, monkeypatch):
+    """Else vCenter would end it, and who shares it would find it gone."""
+    monkeypatch.setattr(nfc_tickets, "KEEP_ALIVE", 0.1)
+    module = modules.load("vddk_copy")
+    real = module.jobs.run_all
+
+    def run_all(*arguments: Any) -> Any:
+        results = real(*arguments)
+        machine.lab.requests(reset=True)
+        deadline = time.monotonic() + 30
+        while not machine.lab.requests()["total"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return results
+
+    monkeypatch.setattr(module.jobs, "run_all", run_all)
+    assert machine.is_copied(machine.copy())
+
+
 def test_a_live_disk_is_not_read(machine, monkeypatch):
     """Even if a snapshot were to name its file; a host would refuse it without saying why."""
     (live,) = (disk["path"] for disk in machine.lab.vm(machine.moid)["disks"])

@@ -147,7 +147,8 @@ class Disk(ReopeningDisk):
 
     def _close_now(self) -> None:
         session, self._handle = self._handle, None
-        session.close()
+        if session is not None:  # a flush may have closed it just before
+            session.close()
 
     # Requests
 

@@ -200,7 +200,7 @@ class Fragment(NamedTuple):
     def parse(cls, payload: bytes) -> Fragment:
         """Read a payload; raises NfcError if it has another size."""
         if len(payload) != TRANSFER.size:
-            raise broken("read", f"The host answered a request with {len(payload)} bytes.")
+            raise broken("receive", f"The host answered a request with {len(payload)} bytes.")
         return cls._make(TRANSFER.unpack(payload)[1:7])
 
 

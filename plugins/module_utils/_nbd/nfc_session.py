@@ -278,10 +278,12 @@ class Session:
         elif kind != nfc.IO:
             operation.reply = bytes(payload)
             self._finish(number, operation)
-        elif operation.view is None:
-            self._finish(number, operation)
         else:
-            self._take(number, operation, operation.view, Fragment.parse(payload))
+            answer = Fragment.parse(payload)
+            if operation.view is None:
+                self._finish(number, operation)
+            else:
+                self._take(number, operation, operation.view, answer)
 
     def _take(self, number: int, operation: _Operation, view: memoryview, fragment: Fragment) -> None:
         """Receive a fragment of a read; it need not be the next one."""

@@ -162,8 +162,10 @@ class ReopeningDisk:
             if self._handle is None or self._closing or self._in_flight or not idle:
                 return
             self._in_flight += 1
-        self._read_sector()
-        self._leave()
+        try:
+            self._read_sector()
+        finally:
+            self._leave()
 
     # Places in flight, and errors worth repeating
 
@@ -209,15 +211,17 @@ class ReopeningDisk:
                 return
             self._lost += 1
             self._closing = True
-            self._state.wait_for(lambda: self._in_flight == 0)
-            self._opener.submit(self._close_now).result()
-            if error.out_of_memory:
-                self._depth = max(1, min(self._depth, self._most) // 2)
-                self._status.event("depth", depth=self._depth)
-            self._most = 0
-            self._pause(error, failures)
-            self._closing = False
-            self._state.notify_all()
+            try:
+                self._state.wait_for(lambda: self._in_flight == 0)
+                self._opener.submit(self._close_now).result()
+                if error.out_of_memory:
+                    self._depth = max(1, min(self._depth, self._most) // 2)
+                    self._status.event("depth", depth=self._depth)
+                self._most = 0
+                self._pause(error, failures)
+            finally:  # whatever went wrong, others do not wait for ever
+                self._closing = False
+                self._state.notify_all()
 
     def _is_final(self, error: DiskError, failures: int) -> bool:
         return failures > min(error.repeats, self._retries)

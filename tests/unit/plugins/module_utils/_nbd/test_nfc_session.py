@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_disk, nfc_session
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_disk, nfc_session, reopening
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_fastlz import FastLZ
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import NfcError, Parameters, Ticket
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_wire import PlainWire
@@ -287,6 +288,16 @@ def test_a_write_is_one_operation_in_fragments():
     assert b"".join(data for _place, data in written) == CONTENT[: 200 << 10]
 
 
+def test_a_write_is_not_acknowledged_by_an_answer_of_another_size():
+    def take(host: Host, number: int, payload: bytes) -> None:
+        host.take(512)
+        host.answer(7, number, payload[:40])
+
+    with session(take) as (opened, _host):
+        error = opened.write(bytes(512), 0)
+        assert "with 40 bytes" in error.message
+
+
 def test_reads_and_writes_of_many_threads():
     """Whoever sends sends for others, too, and whoever receives receives for others; all comes in order."""
     numbers: list[int] = []
@@ -434,4 +445,46 @@ def test_a_flush_that_the_host_refuses_fails_for_good(monkeypatch, tmp_path):
     for call in (one.flush, one.flush, one.open):
         with pytest.raises(NfcError, match=r"^Flushing .* failed"):
             call()
+    one.close()
+
+
+def test_an_idle_disk_is_kept_alive_or_found_dead(monkeypatch, tmp_path):
+    """Who finds it dead says nothing: the next request does, and opens the disk again."""
+    clock = [1000.0]
+    monkeypatch.setattr(reopening.time, "monotonic", lambda: clock[0])
+    hosts = [Host(in_order), Host(in_order)]
+    one = disk(monkeypatch, tmp_path, list(hosts))
+    one.open()
+    one.keep_alive()
+    assert 7 not in hosts[0].seen
+    for times in (1, 2):
+        clock[0] += reopening.KEEP_ALIVE
+        one.keep_alive()
+        one.keep_alive()
+        assert hosts[0].seen.count(7) == times
+    hosts[0].ours.shutdown(socket.SHUT_RDWR)
+    clock[0] += reopening.KEEP_ALIVE
+    one.keep_alive()
+    one.read(memoryview(bytearray(512)), 0)
+    one.close()
+    assert hosts[1].seen.count(7) == 1
+
+
+def test_nobody_waits_for_ever_for_one_who_could_not_tell_of_an_error(monkeypatch, tmp_path):
+    """As on a full file system."""
+
+    def hang_up(host: Host, number: int, payload: bytes) -> None:
+        host.ours.shutdown(socket.SHUT_RDWR)
+
+    one = disk(monkeypatch, tmp_path, [Host(hang_up), Host(in_order)])
+    one.open()
+    real = one._status.event
+    monkeypatch.setattr(one._status, "event", Mock(side_effect=OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        one.read(memoryview(bytearray(512)), 0)
+    monkeypatch.setattr(one._status, "event", real)
+    reader = threading.Thread(target=one.read, args=(memoryview(bytearray(512)), 0), daemon=True)
+    reader.start()
+    reader.join(10)
+    assert not reader.is_alive()
     one.close()
