@@ -15,6 +15,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import ta
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.session import Session
+from ansible_collections.holdfast.backup.tests.integration.running import once
 from ansible_collections.holdfast.backup.tests.integration.vsphere import begin_snapshot, methods
 
 
@@ -86,13 +87,11 @@ def test_a_shared_session_that_ends_in_mid_wait(lab, endpoint, vm, monkeypatch):
     monkeypatch.setattr(tasks, "SLICE", 1)
     with Connection(endpoint) as opener:
         given = opener.leave_open().encode()
-    lab.fault(task="*createSnapshot*", delay_ms=1500)
+    lab.fault(task="*createSnapshot*", delay_ms=3000)
     with Connection(dataclasses.replace(endpoint, session=given)) as c:
         task = begin_snapshot(c, vm)
-        timer = threading.Timer(0.5, lab.expire_sessions)
-        timer.start()
-        assert tasks.wait(c, task, timeout=20)
-        timer.join()
+        with once(lambda: "CreateFilter" in methods(lab), lab.expire_sessions):
+            assert tasks.wait(c, task, timeout=20)
         assert not c.shared
     assert lab.sessions() == []
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import TaskFailed, TimedOut
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
-from ansible_collections.holdfast.backup.tests.integration.vsphere import begin_snapshot
+from ansible_collections.holdfast.backup.tests.integration.running import once
+from ansible_collections.holdfast.backup.tests.integration.vsphere import begin_snapshot, methods
 
 
 def test_a_task_is_waited_for_and_gives_its_result(lab, c, vm):
@@ -90,22 +90,18 @@ def test_a_late_task_that_cannot_be_cancelled_may_still_end(lab, c, vm):
 
 def test_a_session_that_expires_in_mid_wait(lab, c, vm, monkeypatch):
     monkeypatch.setattr(tasks, "SLICE", 1)
-    lab.fault(task="*createSnapshot*", delay_ms=1500)
+    lab.fault(task="*createSnapshot*", delay_ms=3000)
     task = begin_snapshot(c, vm)
-    timer = threading.Timer(0.5, lab.expire_sessions)
-    timer.start()
-    assert tasks.wait(c, task, timeout=20)
-    timer.join()
+    with once(lambda: "CreateFilter" in methods(lab), lab.expire_sessions):
+        assert tasks.wait(c, task, timeout=20)
     assert lab.requests()["logins"] == 2
 
 
 def test_a_connection_that_drops_in_mid_wait(lab, c, vm):
-    lab.fault(task="*createSnapshot*", delay_ms=1500)
+    lab.fault(task="*createSnapshot*", delay_ms=3000)
     task = begin_snapshot(c, vm)
-    timer = threading.Timer(0.5, lab.drop_connections)
-    timer.start()
-    assert tasks.wait(c, task, timeout=20)
-    timer.join()
+    with once(lambda: "CreateFilter" in methods(lab), lab.drop_connections):
+        assert tasks.wait(c, task, timeout=20)
 
 
 def test_a_large_update_comes_in_parts(lab, c, vm, monkeypatch):
