@@ -73,6 +73,7 @@ class Desk:
         env = {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "HOME": str(self.directory),
+            "PWD": str(self.directory),  # where relative paths begin
             "LANG": "C.UTF-8",
             "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build" / "collections"),
             "ANSIBLE_NOCOLOR": "1",
@@ -116,7 +117,7 @@ def reported(desk):
         desk.lab.take_snapshot(web["moid"], name, age=(9 - number) * DAY, memory=number == 3)
     desk.lab.take_snapshot(db["moid"], "own", description=EXPIRED, age=3600)
     desk.lab.connection(db["moid"], "orphaned")
-    files = {name: str(desk.path(f"report.{name}")) for name in ("html", "mail", "json")}
+    files = {"html": "report.html", **{name: str(desk.path(f"report.{name}")) for name in ("mail", "json")}}
     output = desk.run(title="Lab <North>", large="1M", deep=3, **files)
     assert desk.lab.sessions() == []
     return output
