@@ -148,11 +148,11 @@ class Lab:
     def create_vm(self, name: str, disks: list[int | dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
         """Create a VM; returns ``{"moid", "instance_uuid", "name", "path", "disks": [{"key", "label", ...}]}``.
 
-        :param disks: per disk a size, or ``{"size", "mode", "thin", "sharing", "backing", "controller", "datastore"}``
+        :param disks: sizes, or ``{"size", "mode", "thin", "sharing", "backing", "controller", "datastore", "policy"}``
         :param spec: ``folder``, ``power`` ("poweredOn" or "poweredOff"), ``tracking`` (set and active), ``firmware``,
             ``nics`` (network names), ``tools`` ("running" or "notRunning"), ``version`` ("vmx-21"), ``controller``
             ("pvscsi", "lsilogic", "sata", "nvme", "ide"), ``bus_sharing``, ``extra_config``, ``guest_id``,
-            ``datastore``, ``template``, ``fault_tolerance``, ``annotation``, ``cpus``, ``memory_mb``
+            ``datastore``, ``template``, ``fault_tolerance``, ``annotation``, ``cpus``, ``memory_mb``, ``policy``
         """
         given = [disk if isinstance(disk, dict) else {"size": disk} for disk in ([1 << 30] if disks is None else disks)]
         return self.call("create_vm", name=name, disks=given, **spec)

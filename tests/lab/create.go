@@ -56,7 +56,8 @@ func (s *sim) createVM(ctx *simulator.Context, folder *simulator.Folder, req *ty
 	if spec.InstanceUuid == "" || s.instanceTaken(spec.InstanceUuid) {
 		spec.InstanceUuid = "50" + uuid.NewString()[2:]
 	}
-	if _, fault := s.prepare(esx.VirtualDevice, spec); fault != nil {
+	p, fault := s.prepare(esx.VirtualDevice, spec)
+	if fault != nil {
 		return nil, fault
 	}
 	body := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
@@ -73,6 +74,7 @@ func (s *sim) createVM(ctx *simulator.Context, folder *simulator.Folder, req *ty
 		if problem = s.settle(ctx, vm, nil); problem == nil {
 			problem = s.writeNVRAM(ctx, vm)
 		}
+		s.applyPolicies(vm, p)
 		vm.RefreshStorageInfo(ctx, nil)
 	})
 	return vm, problem

@@ -21,11 +21,12 @@ import (
 
 // disk is what one backing UUID stands for: a tree of files and their change tracking.
 type disk struct {
-	uuid  string
-	mu    sync.Mutex
-	track tracker
-	nodes map[string]*node // by datastore path
-	fcd   atomic.Pointer[fcd]
+	uuid   string
+	mu     sync.Mutex
+	track  tracker
+	nodes  map[string]*node // by datastore path
+	fcd    atomic.Pointer[fcd]
+	policy string // ID of the storage policy, unless it is a first class disk
 }
 
 // node is one file of a disk: the complete content seen under one datastore path.

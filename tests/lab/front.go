@@ -109,6 +109,9 @@ func (s *sim) front(next http.Handler) http.Handler {
 			}
 		default:
 			s.counts.http(r.Method + " " + r.URL.Path)
+			if s.misbehave(w, s.rules.call(r.Method+" "+r.URL.Path, "")) {
+				return
+			}
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -15,16 +15,26 @@ import (
 // preparation turns a client's device changes into ones that the simulator handles as vCenter
 // would: real keys, labels and slots, and no reference to what is not there.
 type preparation struct {
-	s       *sim
-	devices []types.BaseVirtualDevice // as they will be
-	renamed map[int32]int32           // a client's temporary keys
-	removed []string                  // disk files whose deletion is asked for
-	sizes   map[int32]int64           // of edited disks, in bytes: the simulator knows whole KiB only
+	s        *sim
+	devices  []types.BaseVirtualDevice // as they will be
+	renamed  map[int32]int32           // a client's temporary keys
+	removed  []string                  // disk files whose deletion is asked for
+	sizes    map[int32]int64           // of edited disks, in bytes: the simulator knows whole KiB only
+	home     *string                   // policy of the home, if one is asked for
+	policies map[int32]string          // of disks, likewise
 }
 
 // prepare checks and completes the device changes of a spec in place.
 func (s *sim) prepare(devices []types.BaseVirtualDevice, spec *types.VirtualMachineConfigSpec) (*preparation, types.BaseMethodFault) {
-	p := &preparation{s: s, devices: append([]types.BaseVirtualDevice(nil), devices...), renamed: map[int32]int32{}, sizes: map[int32]int64{}}
+	p := &preparation{s: s, devices: append([]types.BaseVirtualDevice(nil), devices...), renamed: map[int32]int32{}, sizes: map[int32]int64{},
+		policies: map[int32]string{}}
+	if len(spec.VmProfile) > 0 {
+		id, ok := s.policies.profile(spec.VmProfile)
+		if !ok {
+			return nil, &types.InvalidArgument{InvalidProperty: "vmProfile"}
+		}
+		p.home = &id
+	}
 	for i, change := range spec.DeviceChange {
 		c := change.GetVirtualDeviceConfigSpec()
 		invalid := types.InvalidDeviceSpec{InvalidVmConfig: types.InvalidVmConfig{Property: "configSpec.deviceChange"}, DeviceIndex: int32(i)}
@@ -45,11 +55,25 @@ func (s *sim) prepare(devices []types.BaseVirtualDevice, spec *types.VirtualMach
 		default:
 			ok = false
 		}
+		if ok && len(c.Profile) > 0 {
+			ok = p.policy(c)
+		}
 		if !ok {
 			return nil, &invalid
 		}
 	}
 	return p, nil
+}
+
+// policy notes which policy a disk shall have; nothing else has one.
+func (p *preparation) policy(c *types.VirtualDeviceConfigSpec) bool {
+	d, is := c.Device.(*types.VirtualDisk)
+	id, ok := p.s.policies.profile(c.Profile)
+	if !is || !ok || c.Operation == types.VirtualDeviceConfigSpecOperationRemove {
+		return false
+	}
+	p.policies[d.Key] = id
+	return true
 }
 
 // add gives a new device its key, label and slot.

@@ -43,6 +43,7 @@ type sim struct {
 	sts         *sts
 	pbm         *simulator.Registry
 	policies    *policies
+	homes       sync.Map // policy of a VM's home by managed object ID
 	knobsMu     sync.Mutex
 	settings    knobs
 	tasks       atomic.Int64

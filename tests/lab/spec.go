@@ -29,6 +29,7 @@ type diskSpec struct {
 	Bus        int32  `json:"bus"`
 	Unit       *int32 `json:"unit"`
 	Datastore  string `json:"datastore"`
+	Policy     string `json:"policy"` // storage policy, by name or ID
 }
 
 // vmSpec describes a new VM.
@@ -51,6 +52,7 @@ type vmSpec struct {
 	CPUs        int32             `json:"cpus"`
 	MemoryMB    int64             `json:"memory_mb"`
 	Template    bool              `json:"template"`
+	Policy      string            `json:"policy"`          // storage policy of the home, by name or ID
 	Tolerant    bool              `json:"fault_tolerance"` // the primary of a fault tolerant pair, whose other half is nowhere
 }
 
@@ -145,15 +147,19 @@ func (s *sim) configSpec(dc *simulator.Datacenter, p vmSpec) (*types.VirtualMach
 		NumCPUs: p.CPUs, MemoryMB: p.MemoryMB, ChangeTrackingEnabled: types.NewBool(p.Tracking),
 		Files: &types.VirtualMachineFileInfo{VmPathName: "[" + p.Datastore + "]"},
 	}
+	var err error
+	if spec.VmProfile, err = s.policies.require(p.Policy); err != nil {
+		return nil, err
+	}
 	if spec.GuestId == "" {
 		spec.GuestId = string(types.VirtualMachineGuestOsIdentifierDebian12_64Guest)
 	}
 	for key, value := range p.ExtraConfig {
 		spec.ExtraConfig = append(spec.ExtraConfig, &types.OptionValue{Key: key, Value: value})
 	}
-	add := func(device types.BaseVirtualDevice, files types.VirtualDeviceConfigSpecFileOperation) {
+	add := func(device types.BaseVirtualDevice, files types.VirtualDeviceConfigSpecFileOperation, profile ...types.BaseVirtualMachineProfileSpec) {
 		spec.DeviceChange = append(spec.DeviceChange, &types.VirtualDeviceConfigSpec{
-			Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: files, Device: device})
+			Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: files, Device: device, Profile: profile})
 	}
 	controllers := map[string]int32{}
 	for _, d := range p.Disks {
@@ -174,7 +180,11 @@ func (s *sim) configSpec(dc *simulator.Datacenter, p vmSpec) (*types.VirtualMach
 		if err != nil {
 			return nil, err
 		}
-		add(device, files)
+		profile, err := s.policies.require(d.Policy)
+		if err != nil {
+			return nil, err
+		}
+		add(device, files, profile...)
 	}
 	networks := []string{"VM Network"}
 	if p.NICs != nil {
@@ -273,6 +283,7 @@ type diskRecord struct {
 	ChangeID    string `json:"change_id"`
 	Slot        string `json:"slot"`
 	FCD         string `json:"fcd_id"` // of the first class disk that it is, or empty
+	Policy      string `json:"policy"` // ID of its storage policy, or empty
 }
 
 func (s *sim) record(vm *simulator.VirtualMachine, d *types.VirtualDisk, b *backing) diskRecord {
@@ -280,6 +291,9 @@ func (s *sim) record(vm *simulator.VirtualMachine, d *types.VirtualDisk, b *back
 		ChangeID: *b.changeID, Slot: slot(vm.Config.Hardware.Device, d)}
 	if d.VDiskId != nil {
 		out.FCD = d.VDiskId.Id
+	}
+	if owner := s.owner(d, b); owner != nil {
+		out.Policy = owner.policyID()
 	}
 	return out
 }
@@ -291,6 +305,7 @@ func (s *sim) describe(_ *simulator.Context, vm *simulator.VirtualMachine) (any,
 	return map[string]any{
 		"moid": vm.Self.Value, "name": vm.Name, "instance_uuid": vm.Config.InstanceUuid, "uuid": vm.Config.Uuid,
 		"path": s.inventoryPath(vm), "power": vm.Runtime.PowerState, "host": vm.Runtime.Host.Value, "disks": disks,
+		"policy": s.homePolicy(vm.Self.Value),
 	}, nil
 }
 

@@ -52,6 +52,7 @@ func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 		}
 		return ok
 	}))
+	s.applyPolicies(vm, p)
 	return s.settle(ctx, vm, p.removed)
 }
 
@@ -180,6 +181,7 @@ func (s *sim) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine) type
 	if _, fault := s.inner(ctx, body.Res.Returnval); fault != nil {
 		return fault
 	}
+	s.homes.Delete(vm.Self.Value)
 	for _, snapshot := range snapshots {
 		s.reg.Remove(ctx, snapshot.Self)
 	}

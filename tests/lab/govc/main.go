@@ -8,7 +8,9 @@ import (
 	"os"
 
 	"github.com/vmware/govmomi/cli"
+	_ "github.com/vmware/govmomi/cli/tags/association"
 	_ "github.com/vmware/govmomi/cli/vm"
+	_ "github.com/vmware/govmomi/cli/vm/policy"
 	_ "github.com/vmware/govmomi/cli/vm/snapshot"
 )
 
