@@ -93,6 +93,30 @@ options:
     type: str
     choices: [new, keep]
     default: new
+  tags:
+    description:
+      - With O(state=captured), whether the tags of the virtual machine are captured. That takes a log-in to the
+        Automation API unless O(session) has one; V(ignore) does without.
+      - With O(state=present), V(keep) attaches those that exist, by their IDs or else by the names of category and tag,
+        and warns of the others. V(create) makes these, and their categories, in which a virtual machine can have
+        several tags.
+    type: str
+    choices: [keep, create, ignore]
+    default: keep
+  storage_policies:
+    description:
+      - With O(state=captured), whether the storage policies of the virtual machine's home and disks are captured.
+      - With O(state=present), V(keep) applies those that exist, by their IDs or else by their names, and warns of the
+        others. V(ignore), and where one is not applied, leaves it to the default of the datastore.
+    type: str
+    choices: [keep, ignore]
+    default: keep
+  storage_policy_map:
+    description:
+      - Names of storage policies to apply instead of others. The keys are the names in O(config).
+      - The policy of what was encrypted is only applied if it is replaced here.
+    type: dict
+    default: {}
   provisioning:
     description:
       - How the disks are provisioned. By default each as it was; a raw device becomes a thin disk.
@@ -154,8 +178,12 @@ notes:
   - Not restored are virtual TPMs, devices of the host (passed-through, serial, USB), media in drives, vApp options,
     NPIV names, and advanced settings that belong to the old machine or its host or may be secrets. The result warns
     of devices that are left out, and RV(config) lists everything under C(left_out) and C(extra_config_left_out).
+  - Tags and storage policies are in vCenter only. Where they cannot be captured, C(notes) in C(config.json) and a
+    warning say why, and the rest is captured. Both are always the present ones.
+  - Tags are attached when the virtual machine is made, before its disks are filled.
   - Privileges needed to capture are C(System.View) and C(System.Read) on the way to the virtual machine, its host,
-    resource pool and networks, and C(Datastore.Browse) on its datastore for the NVRAM.
+    resource pool and networks, C(Datastore.Browse) on its datastore for the NVRAM, C(StorageProfile.View) on vCenter
+    for storage policies, and C(System.Read) on tags.
   - Privileges needed to restore are C(VirtualMachine.Inventory.Create) on the folder, C(Resource.AssignVMToPool) on
     the resource pool, C(Datastore.AllocateSpace), C(Datastore.Browse) and C(Datastore.FileManagement) on the
     datastores, C(Network.Assign) on the networks, and on the folder also C(VirtualMachine.Config.AddNewDisk),
@@ -163,7 +191,9 @@ notes:
     C(VirtualMachine.Config.Settings), C(VirtualMachine.Config.CPUCount), C(VirtualMachine.Config.Memory),
     C(VirtualMachine.Config.Resource), C(VirtualMachine.Config.Annotation), C(VirtualMachine.Inventory.Delete),
     C(VirtualMachine.Interact.PowerOn) for O(power_state), C(VirtualMachine.Provisioning.MarkAsTemplate) for
-    templates, and C(Global.SetCustomField) for custom attributes.
+    templates, C(Global.SetCustomField) for custom attributes, C(StorageProfile.View) on vCenter for storage policies,
+    and C(InventoryService.Tagging.AttachTag) for tags, with C(InventoryService.Tagging.CreateTag) and
+    C(InventoryService.Tagging.CreateCategory) for O(tags=create).
 """
 
 EXAMPLES = r"""
@@ -302,6 +332,7 @@ disks:
 """
 
 import os
+from dataclasses import fields
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._module import run_module
@@ -323,7 +354,7 @@ PROVISIONING = ["thin", "lazy_zeroed", "eager_zeroed"]
 def captured(module, c):
     """``state=captured``: read the configuration, write the files that differ."""
     params = module.params
-    found = vm_capture.read(c, vm_selection(params), params["snapshot"])
+    found = vm_capture.read(c, vm_selection(params), params["snapshot"], params["tags"], params["storage_policies"])
     wanted = vm_capture.files(found)
     names = vm_capture.changes(params["path"], wanted)
     if names and not module.check_mode:
@@ -347,8 +378,7 @@ def present(module, c):
     document, nvram = vm_capture.load(params["config"])
     folder = _folder(params, document["placement"])
     wishes = vm_placement.Wishes(folder, params["resource_pool"], params["cluster"], params["esxi_hostname"])
-    options = ("name", "datastore", "provisioning", "disks", "networks", "mac_policy", "identity")
-    changes = vm_retarget.Changes(**{option: params[option] for option in options})
+    changes = vm_retarget.Changes(**{one.name: params[one.name] for one in fields(vm_retarget.Changes)})
     plan = vm_create.plan(c, document, wishes, changes, params["restore_id"])
     if plan.vm is not None:
         disks = vm_create.disk_map(c, plan.vm, document)
@@ -446,6 +476,9 @@ def main():
             "networks": {"type": "dict", "default": {}},
             "mac_policy": {"type": "str", "choices": ["keep", "generate"], "default": "keep"},
             "identity": {"type": "str", "choices": ["new", "keep"], "default": "new"},
+            "tags": {"type": "str", "choices": ["keep", "create", "ignore"], "default": "keep"},
+            "storage_policies": {"type": "str", "choices": ["keep", "ignore"], "default": "keep"},
+            "storage_policy_map": {"type": "dict", "default": {}},
             "provisioning": {"type": "str", "choices": PROVISIONING},
             "disks": {"type": "list", "elements": "dict", "default": [], "options": disk_spec},
             "power_state": {"type": "str", "choices": ["poweredOn"]},

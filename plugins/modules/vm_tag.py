@@ -129,7 +129,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._options import VC
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.automation import Automation
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import find_vm, vm_dict
-from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.tags import Tags
+from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.tags import Tags, split
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
                 tags.need(missing)
             changing = [called for called, id in ids.items() if ((id in before) != present) and (id or present)]
             if not module.check_mode:
-                ids.update({called: tags.create(called, params["single"]) for called in missing})
+                ids.update({called: tags.create(*split(called), params["single"]) for called in missing})
                 (tags.attach if present else tags.detach)(moid, [str(ids[called]) for called in changing])
             names = [called if called in missing else str(tags.named(str(ids[called]))) for called in changing]
     after = sorted({*before.values(), *names} if present else {*before.values()} - {*names})

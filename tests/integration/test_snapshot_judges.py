@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import stamps
 from ansible_collections.holdfast.backup.tests import modules
+from ansible_collections.holdfast.backup.tests.integration.govc import govc
 from ansible_collections.holdfast.backup.tests.lab.client import BUILD, REPOSITORY, Lab
 
 MIB = 1 << 20
@@ -65,16 +66,7 @@ class Machine:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def govc(self, command: str, *words: str) -> str:
-        environment = {
-            **os.environ,
-            "GOVC_URL": self.lab.url,
-            "GOVC_USERNAME": self.lab.username,
-            "GOVC_PASSWORD": self.lab.password,
-            "GOVC_TLS_CA_CERTS": self.lab.ca_file,
-            "GOVC_PERSIST_SESSION": "false",
-        }
-        call = [str(BUILD / "govc"), command, "-vm", self.name, *words]
-        return subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout
+        return govc(self.lab, command, "-vm", self.name, *words)
 
     # what each says
 

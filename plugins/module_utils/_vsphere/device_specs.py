@@ -42,8 +42,15 @@ def specs(hardware: Mapping[str, Any], keep_uuids: bool = False) -> list[Any]:
     devices += [_make_video(hardware["video"])]
     changes = [_addition(device) for device in devices if device is not None]
     return changes + [
-        _addition(_make_disk(item, keys, keep_uuids), fileOperation="create") for item in hardware["disks"]
+        _addition(_make_disk(item, keys, keep_uuids), fileOperation="create", profile=profile(item))
+        for item in hardware["disks"]
     ]
+
+
+def profile(item: Mapping[str, Any]) -> list[Any]:
+    """The storage policy of a disk, or of a VM's home, as vSphere takes it; none is the default of the datastore."""
+    policy = item.get("storage_policy")
+    return [vim.vm.DefinedProfileSpec(profileId=policy["id"])] if policy else []
 
 
 def slots(hardware: Mapping[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:

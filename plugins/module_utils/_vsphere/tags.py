@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Sequence
 from urllib.parse import quote
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput, NotFound, VsphereFault
@@ -85,6 +85,13 @@ class Tags:
         found = [sets.get(id, set()) for id in ids]
         return frozenset(set.intersection(*found) if every else set.union(*found)) if found else frozenset()
 
+    def seek(self, tag: Tag) -> Tag | None:
+        """The tag with this ID, whatever it is called by now, or else the one with these names, or None."""
+        try:
+            return self.named(tag.id) if tag.id else self._seek(tag)
+        except NotFound:
+            return self._seek(tag)
+
     def attached(self, moid: str) -> list[Tag]:
         """The tags that a VM has, sorted by name."""
         ids = self._api.query(f"{_ROOT}/tag-association?action=list-attached-tags", object_id=_object(moid))
@@ -103,14 +110,11 @@ class Tags:
         """Take tags off a VM."""
         self._change("detach-multiple-tags-from-object", moid, ids)
 
-    def create(self, called: str, single: bool = False) -> str:
+    def create(self, category: str, name: str, single: bool = False) -> str:
         """Make a tag, and its category if there is none; returns the tag's ID.
 
         :param single: whether a VM may have only one tag of a category that is made
         """
-        category, _colon, name = called.partition(":")
-        if not (category and name):
-            raise InvalidInput(f"{called} names no tag.", "Write category:name.")
         there = {self._category(id)["name"]: id for id in self._categories()}
         home = there.get(category) or self._api.post(
             f"{_ROOT}/category",
@@ -126,16 +130,21 @@ class Tags:
     def _find(self, called: str) -> str | None:
         # A colon may be part of either name.
         for id in self._categories():
-            category = self._category(id)["name"]
-            if not called.startswith(f"{category}:"):
-                continue
-            for tag in self._members(id):
-                if f"{category}:{self._tag(tag)['name']}" == called:
-                    return tag
+            start = f"{self._category(id)['name']}:"
+            found = self._member(id, called[len(start) :]) if called.startswith(start) else None
+            if found:
+                return found
         return None
 
-    def _members(self, category: str) -> Iterator[str]:
-        yield from self._api.query(f"{_ROOT}/tag?action=list-tags-for-category", category_id=category) or ()
+    def _seek(self, tag: Tag) -> Tag | None:
+        homes = [id for id in self._categories() if self._category(id)["name"] == tag.category]
+        found = next(filter(None, (self._member(id, tag.name) for id in homes)), None)
+        return found and Tag(found, tag.category, tag.name)
+
+    def _member(self, category: str, name: str) -> str | None:
+        """The ID of the tag with this name in a category, by the category's ID."""
+        members = self._api.query(f"{_ROOT}/tag?action=list-tags-for-category", category_id=category)
+        return next((tag for tag in members or () if self._tag(tag)["name"] == name), None)
 
     def _change(self, action: str, moid: str, ids: Sequence[str]) -> None:
         if not ids:
@@ -152,3 +161,11 @@ class Tags:
 
 def _object(moid: str) -> dict[str, Any]:
     return {"id": moid, "type": _VM}
+
+
+def split(called: str) -> tuple[str, str]:
+    """Category and name of a tag that is to be made; raises InvalidInput when it is not called ``category:name``."""
+    category, _colon, name = called.partition(":")
+    if not (category and name):
+        raise InvalidInput(f"{called} names no tag.", "Write category:name.")
+    return category, name

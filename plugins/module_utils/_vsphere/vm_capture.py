@@ -4,8 +4,8 @@
 
 """Private to holdfast.backup: read a VM's configuration from the server and keep it in files.
 
-Requests: the VM, its place in the inventory, the names of its distributed port groups if it has
-any, the snapshot if one is given, and the NVRAM by HTTPS.
+Requests: the VM, the snapshot if one is given, names and places in the inventory, the NVRAM by HTTPS, and what
+``vm_associations`` asks for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     datastore_files,
     extra_config,
     inventory,
+    vm_associations,
     vm_config,
 )
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection
@@ -47,11 +48,18 @@ class Captured:
     nvram: bytes | None
 
 
-def read(c: Connection, selection: Mapping[str, Any], snapshot: str | None = None) -> Captured:
+def read(
+    c: Connection,
+    selection: Mapping[str, Any],
+    snapshot: str | None = None,
+    tags: str = "keep",
+    storage_policies: str = "keep",
+) -> Captured:
     """Read the configuration of a VM, or the frozen one of a snapshot of it.
 
     :param selection: arguments of ``inventory.find_vm``
     :param snapshot: moid of the snapshot
+    :param tags: ``ignore`` to do without them, and the same for ``storage_policies``; both are always the present ones
     :raises InvalidInput: the snapshot belongs to another VM
     """
     vm, props = inventory.find_vm(c, **selection, properties=(*_VM, *(() if snapshot else ("config",))))
@@ -61,8 +69,9 @@ def read(c: Connection, selection: Mapping[str, Any], snapshot: str | None = Non
             f"The configuration of {props['name']} ({vm._GetMoId()}) cannot be read.",
             "Look at the VM in vCenter: it may be inaccessible or orphaned, or the role of the user hides it.",
         )
-    document = vm_config.capture(config, _network_names(c, config, props))
-    place, notes = _placement(c, vm, props)
+    paths = _paths(c, vm, config, props)
+    document = vm_config.capture(config, _network_names(c, paths, props))
+    place, notes = _placement(paths, vm, props)
     nvram = _nvram(c, config, props, place["datacenter"])
     used = _used(props)
     for disk in document["disks"]:
@@ -70,6 +79,7 @@ def read(c: Connection, selection: Mapping[str, Any], snapshot: str | None = Non
             disk["used"] = min(used[disk["key"]], disk["capacity"])
     document["vm"].update(name=inventory.unescape(props["name"]), moid=vm._GetMoId())
     document["notes"] += notes
+    vm_associations.capture(c, document, tags, storage_policies)
     document.update(
         captured_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         source={"vcenter": c.about.instanceUuid or "", "version": c.about.version, "snapshot": snapshot},
@@ -148,23 +158,32 @@ def _frozen(c: Connection, vm: Any, moid: str) -> Any:
     return props["config"]
 
 
-def _network_names(c: Connection, config: Any, props: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the networks that devices name by a key only."""
+def _paths(c: Connection, vm: Any, config: Any, props: Mapping[str, Any]) -> dict[Any, str]:
+    """Inventory paths of the VM, its resource pool, its host and its distributed port groups."""
     backings = [device.backing for device in config.hardware.device]
     kind = vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo
     keys = {backing.port.portgroupKey for backing in backings if isinstance(backing, kind)} - {None, ""}
     groups = [vim.dvs.DistributedVirtualPortgroup(key, c.stub) for key in sorted(keys)]
-    opaque = [network for network in props.get("network", ()) if isinstance(network, vim.OpaqueNetwork)]
-    paths = {vim.dvs.DistributedVirtualPortgroup: ["name"], vim.OpaqueNetwork: ["name", "summary"]}
+    others = [entity for entity in (vm, props.get("resourcePool"), props["runtime.host"]) if entity is not None]
     try:
-        found = c.retrieve([*groups, *opaque], paths) if groups or opaque else {}
-    except NotFound:  # a snapshot may name a port group that is gone
-        return {}
-    names = {}
-    for network, values in found.items():
-        summary = values.get("summary")
-        names[summary.opaqueNetworkId if summary else network._GetMoId()] = inventory.unescape(values["name"])
-    return names
+        return inventory.paths(c, [*others, *groups])
+    except NotFound:
+        if not groups:
+            raise
+        return inventory.paths(c, others)  # a snapshot may name a port group that is gone
+
+
+def _network_names(c: Connection, paths: Mapping[Any, str], props: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the networks that devices name by a key only."""
+    names = {
+        entity._GetMoId(): inventory.unescape(path.rpartition("/")[2])
+        for entity, path in paths.items()
+        if isinstance(entity, vim.dvs.DistributedVirtualPortgroup)
+    }
+    opaque = [network for network in props.get("network", ()) if isinstance(network, vim.OpaqueNetwork)]
+    for values in c.retrieve(opaque, {vim.OpaqueNetwork: ["name", "summary"]}).values():
+        names[values["summary"].opaqueNetworkId] = inventory.unescape(values["name"])
+    return {key: name for key, name in names.items() if name}  # without one that the user may not see
 
 
 def place(vm: str, host: str, pool: str | None, in_vapp: bool) -> tuple[dict[str, str], list[str]]:
@@ -183,9 +202,8 @@ def place(vm: str, host: str, pool: str | None, in_vapp: bool) -> tuple[dict[str
     return found, []
 
 
-def _placement(c: Connection, vm: Any, props: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def _placement(paths: Mapping[Any, str], vm: Any, props: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     pool, host = props.get("resourcePool"), props["runtime.host"]
-    paths = inventory.paths(c, [entity for entity in (vm, pool, host) if entity is not None])
     found, notes = place(paths[vm], paths[host], paths.get(pool), props.get("parentVApp") is not None)
     datastore, _file = datastore_files.split(props["config.files.vmPathName"])
     return {**found, "datastore": datastore}, notes

@@ -52,6 +52,7 @@ _INT32 = 2**31 - 1
 _INT64 = 2**63 - 1
 _WORD = text(64)
 _NAME = text(255, empty=False)
+_TAG = text(1024, empty=False)
 
 
 def _allocation(path: str) -> dict[str, Field]:
@@ -166,6 +167,8 @@ _DOCUMENT = record(
         "encryption": nullable(record({"key_id": text(255), "provider": nullable(text(255))})),
         "extra_config_left_out": items(text(255)),
         "custom_attributes": table(text(65536, lines=True)),
+        "tags": items(record({"category": _TAG, "name": _TAG}, {"id": text(255)})),
+        "storage_policy": vm_devices.POLICY,
         "notes": items(text(1024)),
     },
 )
@@ -235,6 +238,7 @@ def config_spec(document: Mapping[str, Any], marks: Mapping[str, str]) -> Any:
         uuid=identity["bios_uuid"],
         instanceUuid=identity["instance_uuid"],
         files=vim.vm.FileInfo(vmPathName=f"[{document['placement']['datastore']}]"),
+        vmProfile=device_specs.profile(document),
         changeTrackingEnabled=False,
         deviceChange=device_specs.specs(document, keep_uuids=identity["instance_uuid"] is not None),
         extraConfig=options({**document["extra_config"], **marks}),

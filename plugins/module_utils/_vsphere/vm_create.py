@@ -23,6 +23,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     device_specs,
     inventory,
     tasks,
+    vm_associations,
     vm_config,
     vm_devices,
     vm_placement,
@@ -70,6 +71,7 @@ def plan(
     target, warnings = vm_retarget.retarget(document, changes, site)
     target["placement"].update(folder=wishes.folder, datacenter=site.datacenter, resource_pool=site.pool_path)
     warnings += vm_config.warnings(document) + _original(c, document, changes, there)
+    warnings += vm_associations.find(c, target, changes.tags, changes.storage_policies, changes.storage_policy_map)
     return Plan(target, warnings, site, leftover=there)
 
 
@@ -85,8 +87,13 @@ def create(c: Connection, made: Plan, nvram: bytes | None, restore_id: str, time
         vm_unfinished.remove(c, made.leftover)
     mark = Mark(restore_id, CREATED, made.target["vm"].get("template", False))
     spec = vm_config.config_spec(made.target, mark.setting())
-    task = c.call(made.site.folder.CreateVM_Task, config=spec, pool=made.site.pool, host=made.site.host)
-    vm = tasks.wait(c, task, timeout=timeout, on_timeout="cancel")
+    try:
+        task = c.call(made.site.folder.CreateVM_Task, config=spec, pool=made.site.pool, host=made.site.host)
+        vm = tasks.wait(c, task, timeout=timeout, on_timeout="cancel")
+    except VsphereFault as error:
+        if any(vm_associations.policies_of(made.target)):
+            error.next_step += " If a storage policy does not suit, give storage_policy_map or storage_policies=ignore."
+        raise
     try:
         return vm, _prepare(c, vm, made.target, nvram, replace(mark, stage=PREPARED))
     except BaseException:
@@ -168,6 +175,7 @@ def _prepare(c: Connection, vm: Any, document: Mapping[str, Any], nvram: bytes |
         spec.bootOptions = spec.bootOptions or vim.vm.BootOptions()
         spec.bootOptions.bootOrder = order
     warnings = _overruled_macs(document, devices) + _set_custom_attributes(c, vm, document)
+    warnings += vm_associations.attach(c, vm, document.get("tags", ()))
     spec.extraConfig = vm_config.options(settings)
     tasks.wait(c, c.call(vm.ReconfigVM_Task, spec), timeout=_TASK_TIMEOUT)  # last: the mark says that all is done
     return warnings

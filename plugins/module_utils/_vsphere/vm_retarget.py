@@ -40,6 +40,9 @@ class Changes:
     :param networks: new network (name or moid) by old network name or by the label of an adapter
     :param mac_policy: ``keep`` or ``generate``
     :param identity: ``keep`` or ``new`` BIOS, instance and disk UUIDs
+    :param tags: ``keep`` those that exist, ``create`` the others too, or ``ignore`` all
+    :param storage_policies: ``keep`` those that exist, or ``ignore`` them
+    :param storage_policy_map: new storage policy by old one, by names
     """
 
     name: str
@@ -49,6 +52,9 @@ class Changes:
     networks: Mapping[str, str] = field(default_factory=dict)
     mac_policy: str = "keep"
     identity: str = "new"
+    tags: str = "keep"
+    storage_policies: str = "keep"
+    storage_policy_map: Mapping[str, str] = field(default_factory=dict)
 
 
 def retarget(document: Mapping[str, Any], changes: Changes, site: Site) -> tuple[dict[str, Any], list[str]]:
@@ -83,8 +89,15 @@ def summary(target: Mapping[str, Any]) -> dict[str, Any]:
         "firmware": settings.get("firmware", {}).get("type"),
         "cpus": settings.get("hardware", {}).get("cpus"),
         "memory_mb": settings.get("hardware", {}).get("memory_mb"),
+        "storage_policy": _policy(target),
+        "tags": [f"{tag['category']}:{tag['name']}" for tag in target.get("tags", ())],
         "disks": [
-            {"label": disk["label"], "capacity": disk["capacity"], **{key: disk.get(key) for key in _DISK_SUMMARY}}
+            {
+                "label": disk["label"],
+                "capacity": disk["capacity"],
+                **{key: disk.get(key) for key in _DISK_SUMMARY},
+                "storage_policy": _policy(disk),
+            }
             for disk in target["disks"]
         ],
         "nics": [
@@ -177,6 +190,10 @@ def _connect(nics: Sequence[dict[str, Any]], mapping: Mapping[str, str], site: S
             f"Map it to another by the option networks. There are: {listed}.",
             missing=sorted(missing),
         )
+
+
+def _policy(holder: Mapping[str, Any]) -> str | None:
+    return (holder.get("storage_policy") or {}).get("name")
 
 
 def _is_thin(disk: Mapping[str, Any]) -> bool:

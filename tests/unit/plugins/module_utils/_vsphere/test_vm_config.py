@@ -45,6 +45,18 @@ def test_spec_has_the_values_where_vsphere_wants_them():
     SerializeToStr(spec)
 
 
+def test_spec_asks_for_the_storage_policies():
+    document = sample(storage_policy={"name": "gold", "id": "1"}, tags=[{"category": "a", "name": "b", "id": "c"}])
+    document["disks"][1]["storage_policy"] = {"name": "silver", "id": "2"}
+    document["disks"][2]["storage_policy"] = None
+    spec = subject.config_spec(subject.parse(json.dumps(document)), {})
+    assert [one.profileId for one in spec.vmProfile] == ["1"]
+    disks = [change for change in spec.deviceChange if isinstance(change.device, vim.vm.device.VirtualDisk)]
+    assert [[one.profileId for one in change.profile] for change in disks] == [[], ["2"], []]
+    assert [change.profile for change in spec.deviceChange if change not in disks] == [[]] * 6
+    SerializeToStr(spec)
+
+
 def test_capture_reads_them_from_where_vsphere_has_them():
     info = config_info(
         firmware="efi",
