@@ -30,7 +30,7 @@ def in_one_session(site: Site, playbook: str, hosts: Hosts) -> Run:
     """Run a playbook between a log-in and a log-out, with the session in the variable of its role."""
     role = {BACKUP: "vm_backup", RESTORE: "vm_restore"}.get(playbook, playbook.rpartition(".")[2])
     around: dict[str, Any] = {"hosts": "localhost", "gather_facts": False}
-    login = {"name": "Log in", "holdfast.backup.vcenter_session": {}, "register": "login"}
+    login = {"name": "Log in", "holdfast.backup.vcenter_session": {"automation": True}, "register": "login"}
     logout = {"name": "Log out", "holdfast.backup.vcenter_session": {"state": "absent", "session": SESSION}}
     plays = [
         {"name": "Log in", **around, "tasks": [login]},
@@ -42,6 +42,7 @@ def in_one_session(site: Site, playbook: str, hosts: Hosts) -> Run:
     site.lab.requests(reset=True)
     run = site.run(str(path), hosts)
     assert site.lab.requests()["logins"] == 1
+    assert site.lab.requests()["http"]["POST /api/session"] == 1
     assert site.lab.sessions() == []
     return run
 
