@@ -161,6 +161,17 @@ def test_a_helper_that_runs(volume):
     assert "is not powered off" in failed["msg"]
 
 
+def test_a_helper_without_a_free_place(volume):
+    """It is found out before anything is copied."""
+    snapshot = volume.lab.fcd_snapshot(volume.id, "ours")
+    full = volume.lab.create_vm(f"{volume.id} full", disks=[MIB] * 15)
+    volume.lab.requests(reset=True)
+    failed = volume.copy(snapshot=snapshot, native_helper_vm=full["moid"], fail=True)
+    assert failed["error_type"] == "NotSupported"
+    assert f"{full['name']}: The virtual machine has no free place" in failed["msg"]
+    assert "CreateDiskFromSnapshot_Task" not in volume.lab.requests()["methods"]
+
+
 def test_what_a_killed_run_left_is_put_away(volume):
     """The copy of the killed run is still attached to the helper."""
     snapshot = volume.lab.fcd_snapshot(volume.id, "ours")

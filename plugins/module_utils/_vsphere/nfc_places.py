@@ -99,6 +99,7 @@ class FcdPlace:
                 self._put_away(self._detach, self._disk, warn)
         else:
             self._remove_copies(warn)
+            self._free_slot(self._look_again(self._needed_helper))  # rather than to learn it after hours of copying
             try:
                 copy = self._store.create_from_snapshot(
                     self._disk, self._snapshot, self._copy_name, timeout=_COPYING, check=check
@@ -176,11 +177,18 @@ class FcdPlace:
         read = self._store.c.retrieve([machine.vm], {type(machine.vm): [fcd_attachments.DEVICES]})
         return machine._replace(devices=list(read.get(machine.vm, {}).get(fcd_attachments.DEVICES, ())))
 
+    @staticmethod
+    def _free_slot(machine: Machine) -> fcd_attachments.Slot:
+        try:
+            return fcd_attachments.choose_slot(machine.devices, None)
+        except NotSupported as error:
+            raise NotSupported(f"{machine.name}: {error.message}", error.next_step) from error
+
     def _attach(self, disk: Fcd) -> Callable[[], Place]:
         helper = self._needed_helper
         for pause in (*_PAUSES, None):
             machine = self._look_again(helper)
-            slot = fcd_attachments.choose_slot(machine.devices, None)
+            slot = self._free_slot(machine)
             try:
                 self._store.attach(disk, machine.vm, slot.controller, slot.unit)
                 break
