@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_disk
+from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import NfcError, Ticket
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import (
     changed_areas,
     disk_owners,
@@ -232,6 +234,17 @@ def test_buffers_step_down_to_what_the_host_accepts(machine):
     machine.lab.nfc(max_buffer=256 << 10)
     assert machine.is_copied(machine.copy())
     assert machine.lab.nfc()["closed"][-1]["buffer"] == 256 << 10
+
+
+def test_silence_is_no_refusal_of_a_buffer(lab):
+    """A host that hangs would be asked for six sizes each time, and get a small one when it comes to itself."""
+    vm = lab.create_vm("silent", disks=[MIB])
+    lab.nfc(faults=[{"op": "session", "action": "hang", "count": 9}])
+    with Connection(Endpoint(**lab.module_args())) as c:
+        tickets = nfc_tickets.NfcTickets(c)
+        with pytest.raises(NfcError, match="did not answer in time"):
+            nfc_disk.begin(lambda: Ticket.parse(tickets.get(vm["moid"])), "nbdssl", 0.5, 2 * MIB)
+    assert lab.nfc()["connections"] == 1
 
 
 def test_a_ticket_that_expires_before_its_use(machine):

@@ -70,13 +70,13 @@ def begin(
         try:
             return ticket, Session(wire, buffer_size, fastlz)
         except NfcError as error:
-            if error.stage != "session" or buffer_size <= SMALLEST_BUFFER:
+            if error.stage != "session" or error.silent or buffer_size <= SMALLEST_BUFFER:
                 raise _named(error, f"{ticket.host}:") from None
             buffer_size //= 2
 
 
 def _named(error: NfcError, what: str) -> NfcError:
-    return NfcError(error.stage, f"{what} {error.message}", error.code, error.hint, error.repeats)
+    return error.told(error.stage, f"{what} {error.message}")
 
 
 class Disk(ReopeningDisk):
@@ -169,7 +169,7 @@ class Disk(ReopeningDisk):
             if error is None:
                 return None
             what = f"{self._what(VERBS[kind])} at {offset}, {len(data)} bytes, failed:"
-            return NfcError(kind, f"{what} {error.message}", error.code, error.hint, error.repeats)
+            return error.told(kind, f"{what} {error.message}")
 
         self._request(kind, attempt, len(data))
 

@@ -93,6 +93,8 @@ class NfcError(DiskError):
     :param repeats: how often a new connection is worth a try; by the code if it is not given
     """
 
+    silent = False  # the host said nothing at all
+
     def __init__(
         self, stage: str, message: str, code: int | None = None, hint: str = "", repeats: int | None = None
     ) -> None:
@@ -105,6 +107,12 @@ class NfcError(DiskError):
             self.repeats = MANY
         elif code is not None and code != READ_ONLY:
             self.repeats = 2
+
+    def told(self, stage: str, message: str) -> NfcError:
+        """The same error, told of another stage and in other words."""
+        error = NfcError(stage, message, self.code, self.hint, self.repeats)
+        error.silent = self.silent
+        return error
 
 
 def lost(stage: str, message: str, hint: str = "") -> NfcError:

@@ -175,8 +175,7 @@ class Session:
             self._send_unsent()
             self._wait(operation)
         if operation.error:
-            error = operation.error
-            raise NfcError(stage, error.message, error.code, error.hint, error.repeats)
+            raise operation.error.told(stage, operation.error.message)
         return operation.reply
 
     # What goes
@@ -318,5 +317,7 @@ class Session:
 
 def _broken_off(error: OSError) -> NfcError:
     if isinstance(error, TimeoutError):
-        return nfc.lost("receive", "The host did not answer in time.", nfc.HOST)
+        silence = nfc.lost("receive", "The host did not answer in time.", nfc.HOST)
+        silence.silent = True
+        return silence
     return nfc.lost("receive", f"The connection to the host broke: {error.strerror or error}.", nfc.HOST)
