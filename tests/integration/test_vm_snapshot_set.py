@@ -227,6 +227,9 @@ def test_machines_are_found_by_name_and_by_place(fleet):
     assert "nobody: There is no virtual machine of this name or ID where it was looked for" in refused["msg"]
     assert refused["msg"].endswith("Check the spelling, and the role of the user on it.")
     assert refused["members"][0]["power_state"] is None
+    refused = vms.run(vms=["vm0", {"uuid": "no-such"}, {"folder": "nowhere"}], fail=True)
+    assert "no-such: There is no such virtual machine (uuid no-such)" in refused["msg"]
+    assert "(no name): There is no such virtual machine (folder nowhere)" in refused["msg"]
     assert vms.names() == [[], [], []]
     assert "not said which virtual machines" in vms.run(vms=None, fail=True)["msg"]
 

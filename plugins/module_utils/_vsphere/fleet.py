@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tags
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.connection import Connection, fault_name
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.inventory import (
@@ -30,6 +30,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk impor
 
 PAGE = 500  # objects in one answer: some megabytes
 _PLACE = ("parent", "config.uuid", "config.template", "runtime.connectionState", "runtime.powerState")
+_SELECTS = {"name", "uuid", "instance_uuid", "moid", "folder"}
 _LOST = {
     "disconnected": "its host does not answer; what is listed is what vCenter remembers",
     "inaccessible": "its host cannot reach its files (inaccessible); what is listed is what vCenter remembers",
@@ -62,6 +63,7 @@ class Choice:
         Who has the tags is asked here, which costs requests.
 
         :raises NotFound: there is no such tag
+        :raises InvalidInput: an element of ``vms`` names nothing
         """
         every = options.get("tag_match") != "any"
         return cls(
@@ -70,7 +72,7 @@ class Choice:
             cluster=options["cluster"],
             datacenter=options["datacenter"],
             moids=tags.holders(c, options["tags"], every=every) if options["tags"] else None,
-            selections=options["vms"],
+            selections=None if options["vms"] is None else [_selection(one) for one in options["vms"]],
         )
 
 
@@ -288,6 +290,19 @@ def _members(views: Iterable[Any]) -> list[Any]:
     return [vmodl.query.PropertyCollector.ObjectSpec(obj=view, skip=True, selectSet=[into]) for view in views]
 
 
+def _selection(given: Any) -> str | Mapping[str, str]:
+    """One element of an option ``vms``; a name of digits only is a number in YAML."""
+    text = str(given) if isinstance(given, int) else given
+    if isinstance(text, str) and text:
+        return text
+    if isinstance(given, Mapping) and any(given.values()) and given.keys() <= _SELECTS:
+        return {key: str(value) for key, value in given.items() if value}
+    raise InvalidInput(
+        f"{given!r} among the virtual machines (vms) names none.",
+        f"Write a name, a UUID, a managed object ID, or a dictionary of some of {', '.join(sorted(_SELECTS))}.",
+    )
+
+
 def _pick(machines: Sequence[Machine], selections: Iterable[str | Mapping[str, str]], found: Survey) -> list[Machine]:
     """The VMs that are named, each once; of a name that several have, all. What is not there is noted."""
     chosen: dict[Any, Machine] = {}
@@ -302,7 +317,9 @@ def _pick(machines: Sequence[Machine], selections: Iterable[str | Mapping[str, s
                 reason = (
                     "there is no virtual machine of this name or ID where it was looked for, or the user may not see it"
                 )
-            found.complain(reason, given.get("name"), given.get("moid"), given.get("uuid"))
+            found.complain(
+                reason, given.get("name"), given.get("moid"), given.get("instance_uuid") or given.get("uuid")
+            )
     return list(chosen.values())
 
 

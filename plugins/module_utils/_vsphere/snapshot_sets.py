@@ -71,7 +71,8 @@ class Member:
 
     @property
     def name(self) -> str:
-        return self.identity["name"]
+        """What to call it: of one that was not found, what it was asked for by."""
+        return next((one for one in (self.identity["name"], *self.identity.values()) if one), "(no name)")
 
     @property
     def moid(self) -> str:

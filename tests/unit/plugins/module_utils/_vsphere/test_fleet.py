@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, NotFound
+from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import fleet
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.fleet import Machine, Places, Survey
 from pyVmomi import vim
@@ -133,3 +133,18 @@ def test_what_cannot_be_read_is_said(properties, refused, reason, listed):
 def test_a_machine_in_a_vapp_has_no_folder():
     assert machine(folder=None).as_dict()["folder"] is None
     assert not fleet._is(machine(folder=None), {"name": "web01", "folder": "web"})
+
+
+def given(*vms):
+    return fleet.Choice.from_options(C, {"folder": None, "cluster": None, "datacenter": None, "tags": None, "vms": vms})
+
+
+def test_what_vms_may_hold():
+    wanted = {"name": 7, "folder": "", "moid": None}
+    assert given("web01", 1001, wanted).selections == ["web01", "1001", {"name": "7"}]
+
+
+@pytest.mark.parametrize("nothing", [None, "", {}, {"nmae": "web01"}, {"name": ""}, ["web01"]])
+def test_what_names_no_machine_is_refused(nothing):
+    with pytest.raises(InvalidInput, match="among the virtual machines"):
+        given("web01", nothing)
