@@ -15,6 +15,7 @@ import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import InvalidInput
 
@@ -128,7 +129,8 @@ def read_file(path: str) -> tuple[int, list[Area]]:
         raise InvalidInput(
             f"The areas file {path} has version {content.get('version')}, this version reads {VERSION}.", _AGAIN
         )
-    capacity, pairs = content.get("capacity"), content.get("areas")
+    capacity: Any = content.get("capacity")
+    pairs: Any = content.get("areas")
     if not _is_int(capacity) or not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
         raise InvalidInput(f"The areas file {path} is damaged.", _AGAIN)
     return capacity, normalise(pairs, capacity)

@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import IO, cast
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import BackupError, CopyFailed, NoSpace
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import areas
@@ -143,18 +144,19 @@ def run(
         pass_fds=(log.writer, *descriptors),
         env={**os.environ, "LC_ALL": "C"},
     )
+    complaints = cast(IO[bytes], process.stderr)  # for there is a pipe
     os.close(log.writer)
     log.writer = -1
     tally, error, messages = Tally(), None, bytearray()
     try:
-        _follow(process, log, tally, messages, on_progress, check)
+        _follow(process, complaints, log, tally, messages, on_progress, check)
     except BackupError as stop:
         error = stop
     finally:
         process.terminate()
         ended = {"nbdcopy": process.wait(), **_reap(process.pid)}
         log.close()
-        process.stderr.close()
+        complaints.close()
     text = messages.decode(errors="replace")
     if ended["nbdcopy"] != 0 and error is None:
         error = _failure(ended, text)
@@ -182,6 +184,7 @@ def allocated(server: Sequence[str], descriptors: Sequence[int] = ()) -> list[ar
 
 def _follow(
     process: subprocess.Popen[bytes],
+    complaints: IO[bytes],
     log: RequestLog,
     tally: Tally,
     messages: bytearray,
@@ -191,7 +194,7 @@ def _follow(
     """Take in what the three processes say until the last of them is gone."""
     with selectors.DefaultSelector() as selector:
         selector.register(log.reader, selectors.EVENT_READ, tally.feed)
-        selector.register(process.stderr, selectors.EVENT_READ, messages.extend)
+        selector.register(complaints, selectors.EVENT_READ, messages.extend)
         last_sign = ended = 0.0
         while selector.get_map() and not (ended and time.monotonic() > ended + _PATIENCE):
             for key, _events in selector.select(timeout=0.5):
@@ -246,10 +249,11 @@ def _failure(ended: dict[str, int], messages: str) -> BackupError:
     crashed = [f"{name} was ended by {signal.Signals(-status).name}" for name, status in ended.items() if status < 0]
     killed = [text for text in crashed if "SIGKILL" in text]  # never by us
     cause = "; ".join(dict.fromkeys((killed or causes or crashed or lines)[:4])) or "there is no message"
+    kind: type[BackupError] = CopyFailed
     if any(text in messages for text in _FULL):
         kind, next_step = NoSpace, "Make room where it is written to, then run it again."
     elif killed:
-        kind, next_step = CopyFailed, "Look in the system's journal, for the out-of-memory killer first; run it again."
+        next_step = "Look in the system's journal, for the out-of-memory killer first; run it again."
     else:
-        kind, next_step = CopyFailed, "Remove the cause, then run it again."
+        next_step = "Remove the cause, then run it again."
     return kind(f"The copy failed: {cause}.", next_step, messages=lines[-20:])

@@ -139,7 +139,7 @@ def connection_data() -> bytes:
     return classic(CLASSIC_CONNECTION, len(CLIENT_NAME), len(OPERATION_ID)) + CLIENT_NAME + OPERATION_ID
 
 
-def number_at(message: bytes, place: int) -> int:
+def number_at(message: bytes | bytearray, place: int) -> int:
     """A number of a message."""
     number: int = struct.unpack_from("<I", message, place)[0]
     return number
@@ -205,14 +205,14 @@ class Fragment(NamedTuple):
         return self.operation >> COMPRESSION_SHIFT
 
     @classmethod
-    def parse(cls, payload: bytes) -> Fragment:
+    def parse(cls, payload: bytes | bytearray) -> Fragment:
         """Read a payload; raises NfcError if it has another size."""
         if len(payload) != TRANSFER.size:
             raise broken("receive", f"The host answered a request with {len(payload)} bytes.")
         return cls._make(TRANSFER.unpack(payload)[1:7])
 
 
-def error_code(payload: bytes) -> int | None:
+def error_code(payload: bytes | bytearray) -> int | None:
     """The code in an error reply. Its layout is not in the notes; the first number is taken for it."""
     return number_at(payload, 0) if len(payload) >= 4 else None
 

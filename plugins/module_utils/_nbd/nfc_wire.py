@@ -11,8 +11,8 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Sequence
-from typing import Iterator, Union
+from collections.abc import Callable, Sequence
+from typing import Any, Iterator, Union
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd import nfc_interface as nfc
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.nfc_interface import NfcError, Ticket
@@ -151,7 +151,8 @@ class TlsWire(Wire):
     def receive(self, view: memoryview) -> None:
         """Fill the view."""
         got, size = 0, len(view)
-        one_call, read = self._one_call, self._tls.read
+        one_call = self._one_call
+        read: Callable[[int, memoryview], Any] = self._tls.read  # which returns a number if it is given a buffer
         while got < size:
             try:
                 with one_call:

@@ -56,7 +56,7 @@ class Watch:
                 f"The copy was not done after the {self._timeout:g} seconds that it was given.",
                 "Give a longer timeout; run again, it goes on where it can.",
             )
-        if self._directory and self._silence() > self._patience:
+        if self._directory and _silence(self._directory) > self._patience:
             raise BackupError("It was stopped because the playbook that started it is gone.", "Run the playbook again.")
 
     def tell(self, disk: str, stage: str, done: int, total: int, passed: int = 0) -> None:
@@ -76,9 +76,10 @@ class Watch:
             self._told[disk] = now
             stream.write(json.dumps(event) + "\n")
 
-    def _silence(self) -> float:
-        """Seconds since the last sign of the watcher."""
-        try:
-            return time.time() - os.stat(os.path.join(self._directory, WATCHED)).st_mtime
-        except FileNotFoundError:
-            return float("inf")
+
+def _silence(directory: str) -> float:
+    """Seconds since the last sign of the watcher."""
+    try:
+        return time.time() - os.stat(os.path.join(directory, WATCHED)).st_mtime
+    except FileNotFoundError:
+        return float("inf")

@@ -115,7 +115,7 @@ class Disk(ReopeningDisk):
 
     def write(self, data: bytes, offset: int) -> None:
         """Write the data to the disk."""
-        address = ctypes.cast(data, ctypes.c_void_p).value or 0
+        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
         self._transfer("write", self._library.WriteAsync, address, offset, len(data))
 
     def _transfer(self, kind: str, function: Any, address: int, offset: int, length: int) -> None:

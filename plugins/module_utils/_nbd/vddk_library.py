@@ -15,7 +15,7 @@ import ctypes
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from ansible_collections.holdfast.backup.plugins.module_utils._nbd.vddk_interface import (
     ERRORS,
@@ -175,6 +175,10 @@ class Library:
                 self._bind(name, *types)
         # The library keeps these pointers until Exit.
         self._log = [self._logger(log, is_warning) for is_warning in (False, True, True)]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # of PROTOTYPES and OPTIONAL
 
     def _bind(self, name: str, result: Any, arguments: list[Any]) -> None:
         function = self._library[f"VixDiskLib_{name}"]
