@@ -346,6 +346,8 @@ def test_a_change_on_hosts_that_fails_anywhere_is_rolled_back_everywhere(
     [
         ({"pre_change_tasks": "/no/such.yml"}, "There is no file /no/such.yml (pre_change_tasks). Nothing was done."),
         ({"safety_snapshot_health_tasks": "/no/health.yml"}, "There is no file /no/health.yml (safety_snapshot_health"),
+        ({"safety_snapshot_health_ports": "web01,db01:5432"}, "Of safety_snapshot_health_ports, web01 is not"),
+        ({"safety_snapshot_health_urls": ["http://web01", {"link": ""}]}, "Not every element of safety_snapshot_"),
         ({"target": "elsewhere"}, "No host of the inventory fits target=elsewhere. Nothing was done."),
     ],
 )
