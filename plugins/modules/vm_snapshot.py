@@ -621,8 +621,8 @@ result:
       description: Its state.
       type: str
 msg:
-  description: Why nothing had to be changed.
-  returned: if nothing was changed
+  description: Why nothing had to be changed; V(null) if something was.
+  returned: success
   type: str
   sample: The snapshot already exists as it is wished.
 seconds:
@@ -683,8 +683,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         except BackupError as error:  # in a loop over many, nobody else says which
             error.message = f"{identity['name']}: {error.message}"
             raise
-        result = {"vm": identity, "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
-        return result if outcome.changed else {**result, "msg": _NOTHING_TO_DO[params["state"]]}
+        why = None if outcome.changed else _NOTHING_TO_DO[params["state"]]
+        return {"vm": identity, "msg": why, "seconds": round(time.monotonic() - begun, 1), **outcome.as_result()}
 
 
 def _present(changes: Changes, params: dict[str, Any]) -> Outcome:

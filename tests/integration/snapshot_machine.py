@@ -15,6 +15,7 @@ KEYS = {
     "consolidation_needed",
     "current_snapshot",
     "diff",
+    "msg",
     "power_state",
     "removed",
     "renamed",

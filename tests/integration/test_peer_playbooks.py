@@ -161,9 +161,9 @@ def test_what_playbooks_of_users_do_with_the_answers(lab, playbook):
         f"(made.result.completion_time | {age}",
         f"(one.guest_snapshots.snapshots[0].creation_time | {age}",
         f"(all.vmware_all_snapshots_info[0].creation_time | {age}",
-        "there.msg is defined and there is not changed",
+        "there.msg is truthy and there is not changed",
         "exactly.totals.snapshots == 1 and that_day.totals.snapshots == 1",
-        "gone.snapshot_results | length == 0 and gone.msg is not defined",
+        "gone.snapshot_results | length == 0 and gone.msg is falsy",
     ]
     tasks = [
         {info: esxi, "register": "first"},

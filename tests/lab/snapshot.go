@@ -69,7 +69,7 @@ func (s *sim) maySnapshot(vm *simulator.VirtualMachine, req *types.CreateSnapsho
 	if c := current(vm); c != nil && len(wayTo(roots(vm), *c)) >= maxSnapshotDepth {
 		return false, &types.TooManySnapshotLevels{}
 	}
-	if quiesce && req.Memory {
+	if quiesce && req.Memory && running {
 		return false, &types.InvalidArgument{InvalidProperty: "quiesceSpec"}
 	}
 	if quiesce {
