@@ -113,8 +113,9 @@ def attach(c: Connection, vm: Any, tags: Sequence[Mapping[str, str]]) -> list[st
         return []
     try:
         with Automation(c) as api:
-            ids = [tag["id"] or _make(api, Tag(**tag)) for tag in tags]
-            Tags(api).attach(vm._GetMoId(), ids)
+            # Who may not make tags has at least those that are there.
+            Tags(api).attach(vm._GetMoId(), [tag["id"] for tag in tags if tag["id"]])
+            Tags(api).attach(vm._GetMoId(), [_make(api, Tag(**tag)) for tag in tags if not tag["id"]])
     except _TROUBLE as error:
         return [f"Not all of the tags {_listed(Tag(**tag) for tag in tags)} are attached: {error}"]
     return []

@@ -52,7 +52,7 @@ _INT32 = 2**31 - 1
 _INT64 = 2**63 - 1
 _WORD = text(64)
 _NAME = text(255, empty=False)
-_TAG = text(1024, empty=False)
+_TAG = text(1024, empty=False, lines=True)
 
 
 def _allocation(path: str) -> dict[str, Field]:

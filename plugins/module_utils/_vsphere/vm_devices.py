@@ -129,7 +129,7 @@ _NETWORK = record(
     {key: text(255) for keys in NETWORK_KEYS.values() for key in keys},
 )
 _ENCRYPTION = record({"key_id": text(255), "provider": nullable(text(255))})
-POLICY = nullable(record({"name": text(1024, empty=False)}, {"id": text(255)}))
+POLICY = nullable(record({"name": text(1024, empty=False, lines=True)}, {"id": text(255)}))
 _TYPED = {"key": _KEY, "label": text(255)}
 
 SHAPES = {

@@ -145,6 +145,15 @@ def test_missing_tags_are_made_if_wished(config, tagged, document, lab, meanwhil
     assert tagged.govc_tags(f"{tagged.name}-copy") == ["", "made"]
 
 
+def test_who_may_make_none_has_those_that_are_there(config, tagged, document, lab):
+    document(_strange)
+    lab.fault(method="POST /api/cis/tagging/category", status=403, message=FORBIDDEN)
+    made = config("present", name=f"{tagged.name}-copy", tags="create", storage_policies="ignore")
+    [warning] = warnings(made)
+    assert "may not POST /api/cis/tagging/category" in warning
+    assert tagged.govc_tags(f"{tagged.name}-copy") == ["", "nightly"]
+
+
 def test_policies_are_replaced_by_name(config, tagged, document, vcenter):
     document(_strange)
     mapping = {"Strange": PMEM}
