@@ -94,7 +94,10 @@ class Since:
     def from_record(cls, record: Mapping[str, Any]) -> Since:
         """From an item of restore_point's ``since`` or one written by hand; what it has besides is left out."""
         known = {name: record.get(name) for name in cls.__dataclass_fields__}
-        kinds = {"capacity": (int, "number of bytes"), "snapshot_time": (_moment, "time like 2026-11-20T02:15:00Z")}
+        kinds: dict[str, tuple[Callable[[Any], Any], str]] = {
+            "capacity": (int, "number of bytes"),
+            "snapshot_time": (_moment, "time like 2026-11-20T02:15:00Z"),
+        }
         for name, (kind, words) in kinds.items():
             try:
                 known[name] = None if known[name] is None else kind(known[name])

@@ -142,13 +142,13 @@ class Endpoint:
 class _Wire(HTTPSConnection):
     """Connects under one time limit, talks under another, and hands on the certificate of the server."""
 
-    def __init__(self, *args: Any, on_certificate: Callable[[bytes], None], **kwargs: Any) -> None:
-        super().__init__(*args, timeout=CONNECT_TIMEOUT, **kwargs)
+    def __init__(self, host: str, *, on_certificate: Callable[[bytes], None], **kwargs: Any) -> None:
+        super().__init__(host, timeout=CONNECT_TIMEOUT, **kwargs)
         self._on_certificate = on_certificate
 
     def connect(self) -> None:
         super().connect()
-        self._on_certificate(self.sock.getpeercert(binary_form=True))
+        self._on_certificate(self.sock.getpeercert(binary_form=True) or b"")
         self.sock.settimeout(READ_TIMEOUT)
 
 
@@ -331,7 +331,7 @@ class Connection:
         stub.requestContext = {"vcSessionCookie": self.soap_cookie().split("=", 1)[1].strip('"')}
 
     def _make_stub(self, path: str, version: str) -> Any:
-        stub = SoapStubAdapter(
+        stub: Any = SoapStubAdapter(
             host=self.endpoint.hostname,
             port=self.endpoint.port,
             path=path,

@@ -76,7 +76,7 @@ def _make_controller(item: Mapping[str, Any], key: int) -> Any:
         return None  # vSphere makes it
     device = _make(item["type"], key=key, busNumber=item["bus"])
     if isinstance(device, vim.vm.device.VirtualSCSIController):
-        device.sharedBus = "noSharing"
+        device.sharedBus = vim.vm.device.VirtualSCSIController.Sharing.noSharing
     _write(device, CONTROLLERS[item["type"]], item)
     return device
 

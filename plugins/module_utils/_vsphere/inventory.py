@@ -109,7 +109,7 @@ def read_vm(
         if way.path == "rootSnapshot":
             way.selectSet = [traverse("below", vim.vm.Snapshot, "childSnapshot", "below")]
     specs = [collector.ObjectSpec(obj=vm, selectSet=ways), collector.ObjectSpec(obj=clock)]
-    wanted = {
+    wanted: dict[Any, Sequence[str]] = {
         vim.VirtualMachine: [*dict.fromkeys((*IDENTITY, *properties, *along))],
         vim.ServiceInstance: ["serverClock"],
         **{kinds[path]: paths for path, paths in along.items()},
@@ -117,7 +117,10 @@ def read_vm(
     read = c.collect(specs, wanted)
     if vm not in read:
         raise NotFound(f"The virtual machine {vm._GetMoId()} cannot be read.", "Check the role of the user on it.")
-    there = {path: {one: {} for one in read[vm].get(path, ())} for path in along}  # even what is gone by now
+    there: dict[str, dict[Any, dict[str, Any]]] = {
+        path: {one: {} for one in read[vm].get(path, ())}  # even what is gone by now
+        for path in along
+    }
     for path, found in there.items():
         found.update({one: values for one, values in read.items() if isinstance(one, kinds[path])})
     return {**read[vm], **there, **read.get(clock, {})}
@@ -144,7 +147,7 @@ def find_host(c: Connection, name: str) -> Any:
     return found[0]
 
 
-def vm_dict(vm: Any, properties: dict[str, Any]) -> dict[str, Any]:
+def vm_dict(vm: Any, properties: Mapping[str, Any]) -> dict[str, Any]:
     """``{name, moid, instance_uuid}``, which every result carries; from what :func:`find_vm` returned."""
     return {
         "name": unescape(properties["name"]),
@@ -181,7 +184,7 @@ def paths(c: Connection, entities: Iterable[Any]) -> dict[Any, str]:
 
 
 def _path(entity: Any, read: dict[Any, dict[str, Any]]) -> str:
-    names = []
+    names: list[str] = []
     while entity in read:
         parent = read[entity].get("parent") or read[entity].get("parentVApp")
         if parent is None and names:  # the root folder has no name in paths

@@ -119,7 +119,7 @@ class FcdPlace:
         return self._machine(*found) if found else None
 
     def _find_helper(self, helper: str) -> Machine:
-        choice = {"moid": helper} if re.fullmatch(r"vm-\d+", helper) else {"name": helper}
+        choice: dict[str, Any] = {"moid": helper} if re.fullmatch(r"vm-\d+", helper) else {"name": helper}
         found = self._machine(
             *inventory.find_vm(self._store.c, **choice, properties=["runtime.powerState", fcd_attachments.DEVICES])
         )

@@ -20,13 +20,13 @@ try:
 
     _MISSING = None
 except Exception as error:  # noqa: BLE001 - a Python that it does not support makes pyVmomi raise just that
-    SoapStubAdapter = VmomiSupport = vim = vmodl = None
+    SoapStubAdapter = VmomiSupport = vim = vmodl = None  # type: ignore[assignment, misc]
     _MISSING = str(error)
 
 try:
     from pyVmomi import pbm, vslm
 except Exception:  # noqa: BLE001 - pyVmomi is missing, or an old one without these services
-    pbm = vslm = None
+    pbm = vslm = None  # type: ignore[assignment]
 
 __all__ = ["SoapStubAdapter", "VmomiSupport", "pbm", "require", "vim", "vmodl", "vslm"]
 

@@ -57,7 +57,7 @@ def makers(tasks: Iterable[Any], snapshots: Mapping[str, tuple[str, datetime]]) 
         if task.descriptionId not in _TASKS or task.state != "success" or user is None:
             continue
         moid = task.result._GetMoId() if isinstance(task.result, vim.vm.Snapshot) else _by_time(task, snapshots)
-        if moid in snapshots:
+        if moid is not None and moid in snapshots:
             found[moid] = user
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Ambiguous, InvalidInput, NotFound
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import snapshots
@@ -205,7 +205,7 @@ def plan_present(
     if choice.job is not None:
         found = snapshots.owned(everything, choice.job, choice.run) if choice.run else []
         return found[0] if found else None
-    named = {"name": choice.name, "snapshot_id": choice.snapshot_id, "moid": choice.moid}
+    named: dict[str, Any] = {"name": choice.name, "snapshot_id": choice.snapshot_id, "moid": choice.moid}
     several = snapshots.choose(everything, **named, duplicates="all")
     # Where none of them has to be changed, it does not matter which is meant.
     any_will_do = choice.duplicates == "fail" and all(adjust.applied(one) == one for one in several)

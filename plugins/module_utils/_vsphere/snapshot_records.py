@@ -65,15 +65,18 @@ def describe(
     :param now: the server's clock, if it was read before
     """
     taken = {vm: chosen for vm, chosen in machines.items() if chosen}
-    needed = taken and (now is None or details.disks or details.sizes)
-    read = _read(c, taken, details) if needed else {}
-    now = fleet.clock(read) if needed else now
+    if not taken:
+        return {vm: {} for vm in machines}
+    read: dict[Any, dict[str, Any]] = {}
+    if asked := now is None or details.disks or details.sizes:
+        read = _read(c, taken, details)
+        now = fleet.clock(read)
     creators: dict[str, str] = {}
     no_creator: str | None = _NOT_ASKED
     if details.creators:
         made = {one.moid: (vm._GetMoId(), one.created) for vm, chosen in taken.items() for one in chosen}
         creators, no_creator = snapshot_creators.find(c, start, made)
-    found: dict[Any, Records] = {vm: {} for vm in machines if vm not in taken or vm in read or not needed}
+    found: dict[Any, Records] = {vm: {} for vm in machines if vm not in taken or vm in read or not asked}
     for vm, chosen in ((vm, chosen) for vm, chosen in taken.items() if vm in found):
         sizes = read.get(vm, {}).get("layoutEx") or snapshot_sizes.measure(None, chosen)
         for one in chosen:

@@ -194,16 +194,16 @@ def _member(vm: Any, properties: Mapping[str, Any]) -> Member:
 def obstacles(c: Connection, there: Fleet, wish: Wish, guards: Guards) -> list[Outcome]:
     """For each VM everything for which it could not have the snapshot, and what else there is to say of it."""
     found = []
+    checks: list[Callable[[Member], list[str]]] = [
+        check_connected,
+        lambda one: guards.check(c, one.vm, one.properties, memory=wish.memory),
+        lambda one: snapshot_create.plan_quiesce(one.properties, wish)[1],
+    ]
     for member in there.members:
         outcome = Outcome(member)
-        checks: list[Callable[[], list[str]]] = [
-            lambda one=member: check_connected(one),
-            lambda one=member: guards.check(c, one.vm, one.properties, memory=wish.memory),
-            lambda one=member: snapshot_create.plan_quiesce(one.properties, wish)[1],
-        ]
         for check in checks:
             try:
-                outcome.warnings += check()
+                outcome.warnings += check(member)
             except BackupError as error:
                 outcome.errors.append(error)
         found.append(outcome)

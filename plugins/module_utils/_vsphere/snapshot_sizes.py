@@ -116,4 +116,4 @@ def _sum(files: dict[int, Any], disks: set[int], entry: Any) -> Size:
         store = file.name.partition("]")[0].lstrip("[")
         stores[store] = stores.get(store, 0) + file.size
     problem = f"vSphere cannot reach {', '.join(sorted(lost))}" if lost else None
-    return Size(**sums, datastores=stores, problem=problem)
+    return Size(sums["disks"], sums["memory"], sums["state"], stores, problem)

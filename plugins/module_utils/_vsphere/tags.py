@@ -139,7 +139,7 @@ class Tags:
     def _seek(self, tag: Tag) -> Tag | None:
         homes = [id for id in self._categories() if self._category(id)["name"] == tag.category]
         found = next(filter(None, (self._member(id, tag.name) for id in homes)), None)
-        return found and Tag(found, tag.category, tag.name)
+        return Tag(found, tag.category, tag.name) if found else None
 
     def _member(self, category: str, name: str) -> str | None:
         """The ID of the tag with this name in a category, by the category's ID."""

@@ -11,7 +11,7 @@ minutes, and has no such history.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ PAGE = 1000  # tasks; vCenter gives no more at once
 
 def pages(
     c: Connection, start: Any, begin: datetime, end: datetime | None = None, *, most: int | None = None
-) -> Iterator[list[Any]]:
+) -> Generator[list[Any], None, None]:
     """Pages of tasks (vim.TaskInfo) of a time, the oldest first; two requests and one for each page.
 
     Close the generator to forget the collector, of which vCenter has few.

@@ -162,7 +162,7 @@ def _paths(c: Connection, vm: Any, config: Any, props: Mapping[str, Any]) -> dic
     """Inventory paths of the VM, its resource pool, its host and its distributed port groups."""
     backings = [device.backing for device in config.hardware.device]
     kind = vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo
-    keys = {backing.port.portgroupKey for backing in backings if isinstance(backing, kind)} - {None, ""}
+    keys = {backing.port.portgroupKey or "" for backing in backings if isinstance(backing, kind)} - {""}
     groups = [vim.dvs.DistributedVirtualPortgroup(key, c.stub) for key in sorted(keys)]
     others = [entity for entity in (vm, props.get("resourcePool"), props["runtime.host"]) if entity is not None]
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Any, Mapping
+from typing import Any, Mapping, cast
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import (
     BackupError,
@@ -87,8 +87,9 @@ def create(c: Connection, made: Plan, nvram: bytes | None, restore_id: str, time
         vm_unfinished.remove(c, made.leftover)
     mark = Mark(restore_id, CREATED, made.target["vm"].get("template", False))
     spec = vm_config.config_spec(made.target, mark.setting())
+    site = cast(vm_placement.Site, made.site)  # which only a plan with a vm lacks
     try:
-        task = c.call(made.site.folder.CreateVM_Task, config=spec, pool=made.site.pool, host=made.site.host)
+        task = c.call(site.folder.CreateVM_Task, config=spec, pool=site.pool, host=site.host)
         vm = tasks.wait(c, task, timeout=timeout, on_timeout="cancel")
     except VsphereFault as error:
         if any(vm_associations.policies_of(made.target)):

@@ -271,7 +271,7 @@ def _network(device: Any, networks: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(backing, card.DistributedVirtualPortBackingInfo):
         key = backing.port.portgroupKey
         return {
-            "name": networks.get(key, key or "no port group"),
+            "name": networks.get(key or "", key or "no port group"),
             "kind": "distributed",
             "portgroup_key": str(key or ""),
             "switch_uuid": str(backing.port.switchUuid),

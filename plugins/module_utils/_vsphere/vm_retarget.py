@@ -128,8 +128,9 @@ def check_space(disks: Sequence[Mapping[str, Any]], datastores: Mapping[str, Dat
 
 def _disks(disks: list[dict[str, Any]], changes: Changes) -> tuple[list[dict[str, Any]], list[str]]:
     exceptions: dict[int, Mapping[str, Any]] = {}
+    records: list[Any] = [SimpleNamespace(**disk) for disk in disks]
     for item in changes.disks:
-        key = disk_records.pick([SimpleNamespace(**disk) for disk in disks], item["disk"]).key
+        key = disk_records.pick(records, item["disk"]).key
         if key in exceptions:
             raise InvalidInput(f"Several entries of disks are about the disk {item['disk']}.", "Keep one of them.")
         exceptions[key] = item
