@@ -153,8 +153,10 @@ def _row(one: Mapping[str, Any], snapshot: Mapping[str, Any], limits: Mapping[st
         "large": (snapshot["size_bytes"] or 0) > limits["large_bytes"],
         "deep": snapshot["depth"] > limits["deep"],
     }
-    copied = ("id", "name", "description", "creation_time", "age_seconds", "depth", "size_bytes", "memory_bytes")
-    copied += ("size_problem", "datastores", "owner", "expired", "creator", "quiesced", "current", "moid")
+    copied = (
+        *("id", "name", "description", "creation_time", "age_seconds", "depth", "size_bytes", "memory_bytes"),
+        *("size_problem", "datastores", "owner", "expired", "creator", "quiesced", "current", "moid"),
+    )
     return {
         "vm": one["vm"]["name"],
         "vm_moid": one["vm"]["moid"],
@@ -282,10 +284,10 @@ def _chain(one: Mapping[str, Any]) -> dict[str, Any]:
 
     def queue(parent: int | None, column: int, row: int | None) -> None:
         kids = sorted(children[parent], key=lambda number: (number in way, nodes[number]["creation_time"], number))
-        *others, main = kids or [None]
-        if main is not None:
+        if kids:
+            *others, main = kids
             left.append((main, column, row))
-        left.extend((number, column + 1, row) for number in reversed(others) if number is not None)
+            left.extend((number, column + 1, row) for number in reversed(others))
 
     queue(None, 0, None)
     while left:
@@ -312,9 +314,9 @@ def _chain(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _way(nodes: Mapping[int, Mapping[str, Any]]) -> set[int]:
     """The snapshots from a root to the current one."""
-    way = set()
+    way: set[int] = set()
     number = next((number for number, snapshot in nodes.items() if snapshot["current"]), None)
-    while number in nodes:
+    while number is not None and number in nodes:
         way.add(number)
         number = nodes[number]["parent_id"]
     return way

@@ -295,6 +295,7 @@ disks:
 import errno
 import itertools
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -476,7 +477,7 @@ def _read(path: str) -> Content | None:
         return None
 
 
-def _summary(files: dict[str, Content | None]) -> dict[str, Any]:
+def _summary(files: Mapping[str, Content | None]) -> dict[str, Any]:
     return {
         path: content and {"areas": len(content[1]), "bytes": arithmetic.total(content[1])}
         for path, content in files.items()

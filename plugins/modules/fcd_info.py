@@ -255,7 +255,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     with Connection(endpoint(params)) as c:
         store = open_store(c, params["api"])
         found = _find(store, params)
-        records, warnings = [disk.as_dict() for disk in found], []
+        records = [disk.as_dict() for disk in found]
+        warnings: list[str] = []
         if params["details"]:
             records, warnings = full_records(store, StoragePolicies(c), found)
         if params["snapshots"]:

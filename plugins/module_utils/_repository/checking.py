@@ -106,4 +106,4 @@ def verify(
 
 
 def _stored(known: Known, entries: list[Entry], entry: Entry) -> dict[str, Any] | None:
-    return entry.point and known.verification(points.readable(entries), entry.point)
+    return None if entry.point is None else known.verification(points.readable(entries), entry.point)

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Sequence, TypeVar
 
 from ansible_collections.holdfast.backup.plugins.module_utils._errors import Damaged, InvalidInput
 from ansible_collections.holdfast.backup.plugins.module_utils._repository import files, images, manifest
@@ -29,6 +29,7 @@ from ansible_collections.holdfast.backup.plugins.module_utils._version import VE
 FILES = ("config.json", "vm.nvram", "fcd.json")
 """What may be in a restore point beside the images."""
 
+_Text = TypeVar("_Text", str, None)
 _LONGEST = 4096
 _MOST_WARNINGS = 500
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -145,6 +146,6 @@ def _unprotected(item: Mapping[str, Any]) -> Unprotected:
     )
 
 
-def _short(text: Any) -> str | None:
+def _short(text: _Text) -> _Text:
     """Text that any manifest takes: a long message of a server must not fail a backup."""
     return None if text is None else str(text)[:_LONGEST].replace("\0", " ")

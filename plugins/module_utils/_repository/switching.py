@@ -44,11 +44,16 @@ _RENEWAL = 20.0
 class Made(Protocol):
     """What became of one image. Sizes in bytes; ``way`` is ``copy``, ``reflink`` or ``rewrite``."""
 
-    size: int
-    sha256: str
-    bytes_read: int
-    bytes_written: int
-    way: str
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def bytes_read(self) -> int: ...
+    @property
+    def bytes_written(self) -> int: ...
+    @property
+    def way(self) -> str: ...
 
 
 class MakeImage(Protocol):
@@ -171,7 +176,7 @@ def _run(known: Mapping[str, Point], merge: Merge, disk: DiskMerge) -> list[Link
     """
     wanted = [*([disk.parent] if disk.parent else []), *disk.run]
     point = known.get(PointId.parse(merge.point.id).time)
-    found = [Link(point, one) for one in (() if point is None else point.disks) if one.image == disk.disk.image]
+    found = [] if point is None else [Link(point, one) for one in point.disks if one.image == disk.disk.image]
     while found and len(found) < len(wanted) and (link := points.below(known, found[0])) is not None:
         found.insert(0, link)
     if [_name(link) for link in found] != [_name(link) for link in wanted] or (
