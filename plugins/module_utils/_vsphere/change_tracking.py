@@ -82,7 +82,7 @@ class Tracking:
         """Why tracking cannot be started, if so."""
         if self.obstacle or not self.foreign:
             return self.obstacle
-        return f"change tracking can only be started without snapshots, and there are: {', '.join(self.foreign)}"
+        return f"change tracking can only be started or ended without snapshots, and there are: {', '.join(self.foreign)}"
 
     def wants(self, disk: Disk) -> bool:
         """Whether the VM's settings say that a disk is tracked."""
