@@ -397,6 +397,7 @@ def test_password_is_nowhere_to_be_seen(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("HOLDFAST_TEST", str(tmp_path))
     machine.slow(30)
     password = machine.lab.password
+    monkeypatch.setenv("VMWARE_PASSWORD", password)
     seen = []
 
     def look():

@@ -27,8 +27,10 @@ compress. 64 KiB is the largest block that an NBD server can make its client kee
 grain of changed block tracking.
 """
 
-# $0 is the parent's process ID; where it is empty, the parent's own guard has told it, unless that has none.
+# $0 is the parent's process ID; where it is empty, the parent's own guard has told it, unless that has none. The user's
+# password at vCenter, which the module may have from its environment, is none of the programs' business.
 _GUARD = """test "$PPID" = "${0:-${HOLDFAST_PARENT:-$PPID}}" || exit
+unset VMWARE_PASSWORD
 export HOLDFAST_PARENT=$$
 exec "$@\""""
 
