@@ -93,14 +93,16 @@ class NfcTickets:
             while not ended.wait(KEEP_ALIVE):
                 # A session that ended all the same is renewed by this; what else fails, fails again with a ticket.
                 with contextlib.suppress(BackupError), self.one:
-                    self._c.retrieve([manager], {type(manager): ["currentSession"]})
+                    if not ended.is_set():
+                        self._c.retrieve([manager], {type(manager): ["currentSession"]})
 
         thread = threading.Thread(target=use, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            ended.set()
+            with self.one:  # the connection is not used by two at a time
+                ended.set()
 
     def _host_of(self, machine: Any) -> Any:
         """The host that has the virtual machine registered; it may be another one than the last time."""
