@@ -97,8 +97,8 @@ def _random_file(path: Path, size: int) -> None:
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    def middle(key: str) -> float | None:
-        values = [one[key] for one in results if key in one]
+    def middle(key: str, unit: float = 1) -> float | None:
+        values = [one[key] / unit for one in results if key in one]
         return measure.median(values) if values else None
 
     return {
@@ -107,9 +107,9 @@ def _row(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "copy": middle("copy"),
         "fsync, check, hash": middle("afterwards"),
         "asking for the areas": middle("asking"),
-        "read per changed byte": middle("read") / middle("changed") if middle("read") else None,
-        "stored MiB": middle("stored") / MIB,
-        "peak MiB": middle("peak") / MIB,
+        "read per changed byte": middle("read", middle("changed") or 1),
+        "stored MiB": middle("stored", MIB),
+        "peak MiB": middle("peak", MIB),
         "processor s": middle("cpu"),
     }
 

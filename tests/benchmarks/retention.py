@@ -109,21 +109,17 @@ def _commit(chain: Chain) -> dict[str, Any]:
 
 
 def _row(name: str, results: list[dict[str, Any]], changed: int) -> dict[str, Any]:
-    def middle(key: str) -> float | None:
-        return measure.median([one[key] for one in results]) if key in results[0] else None
-
-    def per_byte(key: str) -> float | None:
-        value = middle(key)
-        return None if value is None else value / changed
+    def middle(key: str, unit: float = 1) -> float | None:
+        return measure.median([one[key] / unit for one in results]) if key in results[0] else None
 
     return {
         "the oldest point goes by": name,
         "seconds": middle("seconds"),
         "processor s": middle("cpu"),
-        "peak MiB": middle("peak") / MIB,
-        "read per changed byte": per_byte("bytes_read"),
-        "written per changed byte": per_byte("bytes_written"),
-        "freed MiB": None if middle("bytes_freed") is None else middle("bytes_freed") / MIB,
+        "peak MiB": middle("peak", MIB),
+        "read per changed byte": middle("bytes_read", changed),
+        "written per changed byte": middle("bytes_written", changed),
+        "freed MiB": middle("bytes_freed", MIB),
     }
 
 

@@ -64,7 +64,7 @@ class Copies:
         self.snapshots.append(self.run("vm_snapshot", snapshot_name=name)["snapshot"]["moid"])
         before = [{**disk, "parent": disk["image"], "parent_id": f"{disk['key']}/before"} for disk in self.last]
         since = [{**record, "reason": None} for record in before]
-        where = {"snapshot": self.snapshots[-1], "areas_dir": str(self.directory / name)}
+        where: dict[str, Any] = {"snapshot": self.snapshots[-1], "areas_dir": str(self.directory / name)}
         self.changed = self.run("disk_changed_areas", since=since, **where)["disks"]
         return self.changed
 
@@ -72,8 +72,13 @@ class Copies:
         """Copy what :meth:`look` found; remembered as the last one if it was."""
         directory = self.directory / f"images-{len(self.snapshots)}"
         directory.mkdir(exist_ok=True)
-        given = {"snapshot": self.snapshots[-1], "disks": self.changed, "image_dir": str(directory)}
-        given.update(access=self.access, vddk_libdir=self.lab.vddk_libdir if self.access == "vddk" else None)
+        given = {
+            "snapshot": self.snapshots[-1],
+            "disks": self.changed,
+            "image_dir": str(directory),
+            "access": self.access,
+            "vddk_libdir": self.lab.vddk_libdir if self.access == "vddk" else None,
+        }
         result = self.run("vddk_copy", check=check, fail=fail, **{**given, **options})
         if not (check or fail or "direction" in options):
             self.last = result["disks"]

@@ -85,7 +85,8 @@ class Child:
 
     def __init__(self, work: Callable[[], Any], moment: Moment | None = None) -> None:
         self.mark = str(uuid.uuid4())
-        self.outcome, self.result = "", {}
+        self.outcome = ""
+        self.result: dict[str, Any] = {}
         self._answer = os.memfd_create("answer")
         self.pid = os.fork()
         if self.pid == 0:

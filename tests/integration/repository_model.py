@@ -265,7 +265,7 @@ class Repository:
 
 def chain_state(image: Path) -> list[tuple[int, ...]]:
     """What changes when a file of a chain is written, replaced or renamed, from the topmost image down."""
-    found = []
+    found: list[tuple[int, ...]] = []
     while True:
         status = image.stat()
         found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))

@@ -61,6 +61,7 @@ foreign_names() {
 copy_tree
 check "ruff" ruff check .
 check "ruff format" ruff format --check .
+check "mypy" mypy
 check "gofmt, go vet" lab
 check "shellcheck" shell_scripts
 check "names" foreign_names

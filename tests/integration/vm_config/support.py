@@ -9,6 +9,7 @@ import copy
 import itertools
 import json
 from contextlib import contextmanager
+from typing import Any
 
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere import tasks
 from ansible_collections.holdfast.backup.plugins.module_utils._vsphere.sdk import vim
@@ -78,7 +79,8 @@ class Vcenter:
         found = {}
         for vm in self.datacenter.vmFolder.childEntity:
             if isinstance(vm, vim.VirtualMachine):
-                found[vm._GetMoId()] = (vm.name, vm.runtime.powerState, vm.config.changeVersion, vm.config.extraConfig)
+                config: Any = vm.config
+                found[vm._GetMoId()] = (vm.name, vm.runtime.powerState, config.changeVersion, config.extraConfig)
         return repr(found), sorted(str(path) for path in self.root.rglob("*"))
 
 
