@@ -82,7 +82,8 @@ class Tracking:
         """Why tracking cannot be started, if so."""
         if self.obstacle or not self.foreign:
             return self.obstacle
-        return f"change tracking can only be started or ended without snapshots, and there are: {', '.join(self.foreign)}"
+        there = ", ".join(self.foreign)
+        return f"change tracking can only be started or ended without snapshots, and there are: {there}"
 
     def wants(self, disk: Disk) -> bool:
         """Whether the VM's settings say that a disk is tracked."""
