@@ -388,7 +388,7 @@ def test_snapshots_freeze_and_fold(lab: Lab, api: Api, disk: str) -> None:
     assert lab.fcd_read(disk, 0, 5) == b"two" + bytes(2)
     assert [each["id"] for each in lab.fcd_snapshots(disk)] == [taken[1]]  # the younger one went
     api("DeleteSnapshot_Task", disk, identity(taken[1]))
-    assert not lab.fcd(disk)["path"].endswith("1.vmdk")
+    assert not lab.fcd(disk)["path"].endswith("-000001.vmdk")
     with pytest.raises(vim.fault.NotFound):
         api("DeleteSnapshot_Task", disk, identity(taken[1]))
 
